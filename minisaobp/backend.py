@@ -1,0 +1,77 @@
+"""Arrays: which library they belong to, how they come in from outside, and what an attention matrix must be.
+
+No global switch: every function asks its own arguments for their library (`xp`), so the same code runs on NumPy
+and on CuPy, and a call never moves data between the two.
+"""
+
+import sys
+
+import numpy as np
+
+FLOATS = ("float16", "float32", "float64")
+
+
+def array_namespace(*arrays):
+    """The library of the arrays: cupy if one of them is a CuPy array, numpy otherwise."""
+    if any(type(array).__module__.partition(".")[0] == "cupy" for array in arrays):
+        return sys.modules["cupy"]
+    return np
+
+
+def to_host(array):
+    """The same numbers as a NumPy array."""
+    return array.get() if array_namespace(array) is not np else np.asarray(array)
+
+
+def as_array(x, name):
+    """A NumPy or CuPy array as it is; anything else that speaks DLPack as a NumPy array.
+
+    Raises TypeError that names the argument if it is neither, or cannot be exported (a tensor that requires grad,
+    a tensor on a device that NumPy cannot read).
+    """
+    if isinstance(x, np.ndarray) or array_namespace(x) is not np:
+        return x
+    if isinstance(x, np.generic):
+        return np.asarray(x)
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(x).__name__}")
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name}: this {type(x).__name__} cannot be read as a NumPy array ({error})") from None
+
+
+def attention_array(A, name="A"):
+    """A as a checked array of shape (…, L, L): floating point, finite, not negative. Rows need not sum to 1.
+
+    Raises TypeError or ValueError that names the argument, what was given and what was expected.
+    """
+    A = as_array(A, name)
+    if A.dtype.name not in FLOATS:
+        raise TypeError(f"{name}: expected float16, float32 or float64, got {A.dtype} of shape {A.shape}")
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:
+        raise ValueError(f"{name}: expected shape (..., L, L) with L >= 1, got {A.shape}")
+    if A.size and not (A.min() >= 0 and A.max() < np.inf):  # a NaN fails the first comparison
+        xp = array_namespace(A)
+        bad = to_host(xp.argwhere(~((A >= 0) & (A < np.inf)))[0])
+        where = tuple(int(i) for i in bad)
+        raise ValueError(f"{name}: expected finite values >= 0, got {float(A[where])} at {where}, shape {A.shape}")
+    return A
+
+
+def valid_array(valid, A):
+    """`valid` as a boolean array of shape (…, L) that broadcasts against the rows of A, or None."""
+    if valid is None:
+        return None
+    valid = as_array(valid, "valid")
+    if valid.dtype != bool:
+        raise TypeError(f"valid: expected booleans (False marks padding), got {valid.dtype} of shape {valid.shape}")
+    try:
+        fits = valid.ndim >= 1 and np.broadcast_shapes(valid.shape, A.shape[:-1]) == A.shape[:-1]
+    except ValueError:
+        fits = False
+    if not fits or valid.shape[-1] != A.shape[-1]:
+        raise ValueError(
+            f"valid: expected shape (..., {A.shape[-1]}) that fits A of shape {A.shape}, got {valid.shape}"
+        )
+    return valid

@@ -1,0 +1,306 @@
+"""Eqs. 8-11, 15 and 16 vectorised over (..., L, L), with gradients derived by hand.
+
+Axis letters: L tokens; i sends, j receives, k is the label (the token attended to).
+
+Write P for A with its rows normalised (an empty row stays zero) and c = 1 - e^(-lam). Every message carries the same
+factor e^lam, which the normalisation of the beliefs cancels; what is left of Eqs. 9 to 11 is
+
+    t_ik = 1 - c P_ik                             the message of i about label k          (Eq. 9 / e^lam)
+    C_jk = sum of log t_ik over the i j hears     the evidence about label k that reaches j
+    B_jk = P_jk exp(C_jk) / Z_j                   the belief                              (Eqs. 10, 11)
+
+j hears every i != j (Algorithm 1), with `include_self` itself too (Eq. 11 as printed), with `causal` only i < j.
+BP-Low (Eq. 16) is lam < 0. An empty row has t = 1: it sends nothing, and its own belief stays zero.
+
+exp(C) is a product of messages. A product over a block of rows costs one log per label, a sum of logs one per entry;
+blocks are short enough not to underflow. A row that products cannot hold (all its mass on labels that everyone else
+taxes) is computed again with logarithms.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import array_namespace, attention_array, valid_array
+
+VARIANTS = ("original", "high", "low", "elemmul")
+MAX_LAM = 80.0  # one message, e^-lam, must be a normal float32 (they end at e^-87)
+MAX_LOG_PRODUCT = 60.0  # a block's product stays within e^-60 .. e^60, for the same reason
+MAX_LOG_RATIO = 80.0  # B/P at P = 0 has no upper bound; capped so that a gradient in float32 is finite
+
+
+# ---- the pieces: priors (Eq. 8), messages (Eq. 9), beliefs (Eqs. 10, 11) --------------------------------------------
+
+
+def normalise_rows(A, visible=None):
+    """P_ik = A_ik / S_i over the visible entries; an empty row stays zero. Returns P and S of shape (..., L, 1)."""
+    xp = array_namespace(A)
+    if visible is not None:
+        A = xp.where(visible, A, A.dtype.type(0))
+    S = xp.sum(A, axis=-1, keepdims=True)
+    return A / xp.where(S > 0, S, 1), S
+
+
+def potts_messages(P, lam):
+    """t = 1 - c P, shape of P, in [e^-lam, 1] for lam >= 0. lam: a number or an array (..., 1, 1)."""
+    xp = array_namespace(P)
+    t = P * _like(np.expm1(-lam), P)
+    t += 1
+    if np.max(lam) > 2:  # a small e^-lam drowns beside the 1; (1 - P) is exact where it matters
+        t = xp.where(_like(lam, P) > 2, (1 - P) + _like(np.exp(-lam), P) * P, t)
+    return t
+
+
+def beliefs(P, t, reach, causal=False, include_self=False):
+    """Beliefs B from priors P and messages t, all (..., L, L), where |log t| <= reach.
+
+    Returns B and the ratio B/P, which is finite also where P = 0 and is the gradient's factor there.
+    """
+    xp = array_namespace(P)
+    weight = _product_of_messages(t, reach, causal)  # exp(C) up to a factor per row, j's own message included
+    ratio = weight + xp.zeros_like(t) if include_self else weight / t
+    B = P * ratio
+    Z = xp.sum(B, axis=-1, keepdims=True)
+    limits = np.finfo(P.dtype)
+    faint = (limits.tiny / limits.eps**2 > Z) & P.any(axis=-1, keepdims=True)  # terms may have been lost here
+    Z = xp.where(faint | (Z == 0), 1, Z)
+    B /= Z
+    ratio /= Z
+    if faint.any():
+        B_in_logs, ratio_in_logs = _beliefs_in_logs(P, t, causal, include_self)
+        B, ratio = xp.where(faint, B_in_logs, B), xp.where(faint, ratio_in_logs, ratio)
+    return B, ratio
+
+
+def beliefs_backward(dB, B, causal=False, include_self=False):
+    """Gradient through the normalisation and the product of messages, in logarithms.
+
+    Returns dB centred row by row, so that dP = (B/P) * centred, and dlog_t, both (..., L, L).
+    """
+    xp = array_namespace(dB)
+    # B_jk = exp(l_jk) / sum_k' exp(l_jk') with l = log P + C: a softmax
+    centred = dB - xp.sum(dB * B, axis=-1, keepdims=True)
+    dl = B * centred
+    # l_jk = log P_jk + sum of log t_ik over the i that j hears: log t_ik collects from the j that hear i
+    if causal:
+        dlog_t = xp.cumsum(dl[..., ::-1, :], axis=-2)[..., ::-1, :]  # j >= i
+    else:
+        dlog_t = xp.sum(dl, axis=-2, keepdims=True)  # every j
+    return centred, (dlog_t + xp.zeros_like(dl) if include_self else dlog_t - dl)
+
+
+def _product_of_messages(t, reach, causal):
+    """prod_i t_ik up to a factor per row: over all i, shape (..., 1, L), or if causal over i <= j, (..., L, L)."""
+    xp = array_namespace(t)
+    L = t.shape[-1]
+    block = max(1, int(MAX_LOG_PRODUCT / max(reach, MAX_LOG_PRODUCT / L)))
+    C = xp.zeros((*t.shape[:-2], 1, L))  # float64: one number per label, and its exponential is what is kept
+    if not causal:
+        for a in range(0, L, block):
+            C += xp.log(xp.prod(t[..., a : a + block, :], axis=-2, keepdims=True))
+        return xp.exp(C - xp.max(C, axis=-1, keepdims=True)).astype(t.dtype)
+    product = xp.cumprod(t[..., :block, :], axis=-2) if block >= L else xp.empty_like(t)
+    for a in range(0, L if block < L else 0, block):
+        rows = xp.cumprod(t[..., a : a + block, :], axis=-2)
+        product[..., a : a + block, :] = rows * xp.exp(C - xp.max(C, axis=-1, keepdims=True)).astype(t.dtype)
+        C += xp.log(rows[..., -1:, :])
+    return product
+
+
+def _beliefs_in_logs(P, t, causal, include_self):
+    """What `beliefs` returns, by a softmax of log P + C in float64: slower, and nothing can underflow unseen."""
+    xp = array_namespace(P)
+    log_t = xp.log(t.astype(np.float64))
+    C = xp.cumsum(log_t, axis=-2) if causal else xp.sum(log_t, axis=-2, keepdims=True)
+    C = C + xp.zeros_like(log_t) if include_self else C - log_t
+    held = P > 0
+    l = xp.where(held, xp.log(xp.where(held, P, 1).astype(np.float64)) + C, -np.inf)
+    shift = xp.max(l, axis=-1, keepdims=True)
+    shift = xp.where(shift > -np.inf, shift, 0)
+    B = xp.exp(l - shift)
+    Z = xp.sum(B, axis=-1, keepdims=True)
+    Z = xp.where(Z > 0, Z, 1)
+    ratio = xp.exp(xp.minimum(C - shift - xp.log(Z), MAX_LOG_RATIO))
+    return (B / Z).astype(P.dtype), ratio.astype(P.dtype)
+
+
+# ---- one refinement of normalised rows, as a forward and backward pair ----------------------------------------------
+
+
+class RefinementCache(NamedTuple):
+    variant: str
+    lam: Any  # a number or (..., 1, 1)
+    causal: bool
+    include_self: bool
+    P: Any  # (..., L, L) priors
+    B: Any  # (..., L, L) beliefs
+    ratio: Any  # (..., L, L) B/P; for elemmul (..., L, 1), the row sums of P P^T
+    t: Any  # (..., L, L) messages; None for elemmul
+    visible: Any  # (..., L, L) booleans or None, used by elemmul only
+
+
+def refine_rows(P, lam, variant="high", *, causal=False, include_self=False, visible=None):
+    """Refined rows B of attention P, both (..., L, L); rows of P sum to 1 or 0 and are zero where not visible."""
+    if variant == "elemmul":
+        # Eq. 15: B_ij ~ sum_k P_ik P_jk. P P^T is symmetric, so it gives weight back to what the mask forbade.
+        xp = array_namespace(P)
+        B = P @ xp.swapaxes(P, -1, -2)
+        if visible is not None:
+            B = xp.where(visible, B, B.dtype.type(0))
+        Z = xp.sum(B, axis=-1, keepdims=True)
+        Z = xp.where(Z > 0, Z, 1)
+        B = B / Z
+        return B, RefinementCache(variant, lam, causal, include_self, P, B, Z, None, visible)
+    signed = -lam if variant == "low" else lam
+    t = potts_messages(P, signed)
+    B, ratio = beliefs(P, t, float(np.max(np.abs(lam))), causal, include_self)
+    return B, RefinementCache(variant, lam, causal, include_self, P, B, ratio, t, None)
+
+
+def refine_rows_backward(dB, cache):
+    """Gradient of `refine_rows`: dP (..., L, L) and dlam in the shape of lam (0 for elemmul, which has none)."""
+    xp = array_namespace(dB)
+    P, B, t = cache.P, cache.B, cache.t
+    if cache.variant == "elemmul":
+        # B_ij = M_ij / Z_i with M = P P^T
+        dM = (dB - xp.sum(dB * B, axis=-1, keepdims=True)) / cache.ratio
+        if cache.visible is not None:
+            dM = xp.where(cache.visible, dM, dM.dtype.type(0))
+        return (dM + xp.swapaxes(dM, -1, -2)) @ P, _sum_to_lam(xp.zeros_like(dM), cache.lam)
+    sign = -1 if cache.variant == "low" else 1
+    centred, dlog_t = beliefs_backward(dB, B, cache.causal, cache.include_self)
+    dt = dlog_t / t
+    # t_ik = 1 - (1 - e^-lam) P_ik
+    dP = cache.ratio * centred + dt * _like(np.expm1(-sign * cache.lam), P)
+    dlam = _sum_to_lam(dt * P * _like(-sign * np.exp(-sign * cache.lam), P), cache.lam)
+    return dP, dlam
+
+
+# ---- the public names ----------------------------------------------------------------------------------------------
+
+
+def refine(A, lam, *, variant="high", causal=False, valid=None, include_self=False):
+    """Attention refined by one step of belief propagation: Algorithm 1 (Eqs. 8-11), Eq. 16 or Eq. 15.
+
+    A: (..., L, L), floating point, >= 0; rows are read as distributions over tokens, so only their proportions
+        matter. A row of zeros sends no message and stays zero.
+    lam: a finite number, or an array of shape (..., 1, 1) that broadcasts against A, such as (H, 1, 1) for one value
+        per head; |lam| <= 80. Not used by "original" and "elemmul".
+    variant: "high" (Eq. 7, repulsive), "low" (Eq. 16, attractive), "elemmul" (Eq. 15, no Potts term), or "original",
+        which only normalises the rows.
+    causal: token j attends to and hears only tokens i < j and itself; entries of A above the diagonal count as 0.
+    valid: (..., L) booleans, False for padding; padded tokens neither send nor receive nor are attended to.
+    include_self: multiply by the message of j to itself as well, which is Eq. 11 as printed.
+
+    Returns B of A's shape and dtype (float16 is computed in float32): every row sums to 1 or is empty, and a zero of
+    A stays exactly zero, except under "elemmul". In float32 the evidence C_jk carries a rounding error of about
+    L * 6e-8. A is never written to. NumPy gives NumPy, CuPy gives CuPy, other DLPack arrays give NumPy.
+    Raises ValueError or TypeError that names the argument, its shape and what was expected.
+
+    >>> A = np.array([[0.8, 0.2], [0.6, 0.4]])
+    >>> refine(A, 0.2).round(4)
+    array([[0.7935, 0.2065],
+           [0.5709, 0.4291]])
+    """
+    P, lam, visible, _, dtype = _prepare(A, lam, variant, causal, valid)
+    if variant == "original":
+        return P.astype(dtype, copy=False)
+    B, _ = refine_rows(P, lam, variant, causal=causal, include_self=include_self, visible=visible)
+    return B.astype(dtype, copy=False)
+
+
+def refine_vjp(A, lam, dB, *, variant="high", causal=False, valid=None, include_self=False):
+    """Gradient of sum(dB * refine(A, lam, ...)): dA in A's shape and dtype, dlam in lam's shape.
+
+    dB: (..., L, L), the upstream gradient, of A's shape. Other arguments, dtype rules and errors as `refine`.
+    The gradient is that of the row-normalised A, so each row of A * dA sums to zero. Where the derivative at an exact
+    zero of A is beyond float32, it is capped at e^80 times the upstream gradient.
+
+    >>> dA, dlam = refine_vjp(np.array([[0.8, 0.2], [0.6, 0.4]]), 0.2, np.array([[1.0, 0.0], [0.0, 0.0]]))
+    >>> bool(dlam < 0)                    # a larger lam takes weight from the key that both rows attend to
+    True
+    """
+    P, lam, visible, S, dtype = _prepare(A, lam, variant, causal, valid)
+    xp = array_namespace(P)
+    dB = _upstream(dB, P)
+    if variant == "original":
+        dP, dlam = dB, _sum_to_lam(xp.zeros_like(P), lam)
+    else:
+        _, cache = refine_rows(P, lam, variant, causal=causal, include_self=include_self, visible=visible)
+        dP, dlam = refine_rows_backward(dB, cache)
+    # P_ik = A_ik / S_i; a row without mass has no gradient
+    dA = (dP - xp.sum(dP * P, axis=-1, keepdims=True)) / xp.where(S > 0, S, np.inf)
+    if visible is not None:
+        dA = xp.where(visible, dA, dA.dtype.type(0))
+    return dA.astype(dtype, copy=False), dlam
+
+
+def visible_entries(A, causal, valid):
+    """Which entries (j, k) of A exist at all, (..., L, L) booleans: k <= j if causal, both valid. None means all."""
+    xp = array_namespace(A)
+    visible = None
+    if causal:
+        visible = xp.tri(A.shape[-1], dtype=bool)
+    if valid is not None:
+        both = valid[..., :, None] & valid[..., None, :]
+        visible = both if visible is None else visible & both
+    return visible
+
+
+def _prepare(A, lam, variant, causal, valid):
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+    A = attention_array(A)
+    lam = _checked_lam(lam, A)
+    visible = visible_entries(A, causal, valid_array(valid, A))
+    working = A.astype(np.float32) if A.dtype == np.float16 else A
+    P, S = normalise_rows(working, visible)
+    return P, lam, visible, S, A.dtype
+
+
+def _checked_lam(lam, A):
+    """lam as a float or a float64 array (..., 1, 1) in A's library."""
+    xp = array_namespace(A)
+    try:
+        array = np.asarray(lam, dtype=np.float64) if array_namespace(lam) is np else lam.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"lam: expected a number or an array of shape (..., 1, 1), got {type(lam).__name__}") from None
+    if array.ndim:
+        try:
+            fits = array.shape[-2:] == (1, 1) and np.broadcast_shapes(array.shape, A.shape) == A.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"lam: expected a number or shape (..., 1, 1) that fits A of shape {A.shape}, got {array.shape}"
+            )
+    if not (abs(array) <= MAX_LAM).all():
+        raise ValueError(f"lam: expected finite values with |lam| <= {MAX_LAM:g}, got {lam!r}")
+    return xp.asarray(array) if array.ndim else float(array)
+
+
+def _upstream(dB, P):
+    dB = dB if array_namespace(dB) is not np else np.asarray(dB)
+    if dB.dtype.kind != "f":
+        raise TypeError(f"dB: expected a floating-point array, got {dB.dtype} of shape {dB.shape}")
+    if dB.shape != P.shape:
+        raise ValueError(f"dB: expected the shape of A, {P.shape}, got {dB.shape}")
+    if not abs(dB).max() < np.inf:
+        raise ValueError(f"dB: expected finite values, shape {dB.shape}")
+    return dB.astype(P.dtype, copy=False)
+
+
+def _like(value, array):
+    """A float64 number or array in the library and dtype of `array`, so that products keep that dtype."""
+    return array_namespace(array).asarray(value, dtype=array.dtype)
+
+
+def _sum_to_lam(values, lam):
+    """Sum (..., L, L) over every axis along which lam was broadcast, in float64; shape of lam, a float for a number."""
+    shape = np.shape(lam)
+    if not shape:
+        return float(values.sum(dtype=np.float64))
+    axes = tuple(range(values.ndim - len(shape))) + tuple(
+        values.ndim - len(shape) + a for a, n in enumerate(shape) if n == 1
+    )
+    return values.sum(axis=axes, dtype=np.float64).reshape(shape)
