@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tests.gradient_check import check_vjp
 
 import minisaobp as ms
 from minisaobp.bp import algorithm1_row_product, bp_high, bp_low, potts
 from minisaobp.bp.refinement import beliefs, normalise_rows, potts_messages
+from tests.gradient_check import check_vjp
 
 
 def attention(shape, seed=0, scale=2.0, dtype=np.float64):
