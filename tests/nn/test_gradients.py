@@ -1,0 +1,101 @@
+"""One table of operations, one gradient check for all of them: float64, random upstream gradient, distinct sizes."""
+
+import numpy as np
+import pytest
+
+from minisaobp.nn import attention as attn
+from minisaobp.nn import ops
+from tests.gradient_check import check_vjp
+
+R = np.random.default_rng(0)
+IDS = R.integers(0, 5, (2, 7))  # ids repeat, so their gradients must be summed
+LABELS = R.integers(0, 6, 4)
+VALID = np.arange(5) < np.array([[5], [3]])
+LAM = np.array([0.3, -0.6, 2.5]).reshape(3, 1, 1)
+
+
+def pair(function, backward):
+    """A forward and backward pair as the (f, vjp) that the check takes."""
+    return (
+        lambda *x: function(*x)[0],
+        lambda dy, *x: _tuple(backward(dy, function(*x)[-1])),
+    )
+
+
+def _tuple(gradients):
+    return gradients if isinstance(gradients, tuple) else (gradients,)
+
+
+def attention_of(variant, valid):
+    def forward(qkv, lam):
+        return attn.attention(qkv, lam, variant, valid)[0]
+
+    def vjp(dmixed, qkv, lam):
+        dqkv, dlam = attn.attention_backward(dmixed, attn.attention(qkv, lam, variant, valid)[2])
+        return dqkv, np.zeros_like(lam) if dlam is None else dlam
+
+    return forward, vjp
+
+
+OPERATIONS = {
+    "linear": (*pair(ops.linear, ops.linear_backward), [(2, 3, 4), (5, 4), (5,)]),
+    "layer_norm": (
+        *pair(lambda x, gamma, beta: ops.layer_norm(x, gamma, beta, 1e-12), ops.layer_norm_backward),
+        [(2, 3, 6), (6,), (6,)],
+    ),
+    "gelu": (*pair(ops.gelu, ops.gelu_backward), [(3, 7)]),
+    "softmax": (*pair(ops.softmax, ops.softmax_backward), [(2, 3, 6)]),
+    "embedding": (*pair(lambda table: ops.embedding(IDS, table), ops.embedding_backward), [(5, 3)]),
+    "cross_entropy": (*pair(lambda x: ops.cross_entropy(x, LABELS), ops.cross_entropy_backward), [(4, 6)]),
+} | {
+    f"attention {variant}{' padded' if valid is not None else ''}": (
+        *attention_of(variant, valid),
+        [(2, 5, 3, 3, 4), LAM],
+    )
+    for variant in ("original", "high", "low", "elemmul")
+    for valid in (None, VALID)
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation(name):
+    forward, vjp, shapes = OPERATIONS[name]
+    rng = np.random.default_rng(1)
+    arguments = [x if isinstance(x, np.ndarray) else rng.standard_normal(x) for x in shapes]
+    check_vjp(forward, vjp, arguments, rng)
+
+
+def test_every_pair_of_ops_is_in_the_table():
+    pairs = {name.removesuffix("_backward") for name in vars(ops) if name.endswith("_backward")}
+    assert pairs == {name for name in OPERATIONS if not name.startswith("attention")}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_gelu_against_erf(scale):
+    x = np.random.default_rng(2).standard_normal(20000) * scale
+    from math import erf, sqrt
+
+    wanted = np.array([v * 0.5 * (1 + erf(v / sqrt(2))) for v in x])
+    # x times the error of Phi: 1e-15 in float64 (polynomial 9e-16); a few roundings of 6e-8 in float32
+    np.testing.assert_allclose(ops.gelu(x)[0], wanted, rtol=1e-15, atol=2e-15)
+    np.testing.assert_allclose(ops.gelu(x.astype(np.float32))[0], wanted, rtol=3e-7, atol=3e-7)
+
+
+def test_gelu_across_block_borders():
+    x = np.linspace(-5, 5, 2 * ops._BLOCK + 17)
+    assert np.array_equal(ops.gelu(x)[0][-40:], ops.gelu(x[-40:])[0])
+
+
+def test_softmax_of_a_row_without_any_key_is_zero():
+    P, cache = ops.softmax(np.array([[-np.inf, -np.inf], [0.0, 0.0]]))
+    np.testing.assert_array_equal(P, [[0, 0], [0.5, 0.5]])
+    assert np.isfinite(ops.softmax_backward(np.ones((2, 2)), cache)).all()
+
+
+def test_two_forwards_before_a_backward():
+    x, z = R.standard_normal((2, 3, 4))
+    y, first = ops.layer_norm(x, np.ones(4), np.zeros(4), 1e-12)
+    before = ops.layer_norm_backward(np.arange(12.0).reshape(3, 4), first)[0]
+    ops.layer_norm(z, np.ones(4), np.zeros(4), 1e-12)
+    assert np.array_equal(ops.layer_norm_backward(np.arange(12.0).reshape(3, 4), first)[0], before)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-15)

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from minisaobp.nn import Bert, Config, Parameters
+from tests.gradient_check import TOLERANCE
+
+SIZES = {"vocab_size": 11, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+
+
+def tiny(variant="original", dtype=np.float64, **changes):
+    config = Config(**SIZES, max_position_embeddings=7, attention_variant=variant, lam=0.4, **changes)
+    model = Bert.initialise(config, np.random.default_rng(0), dtype)
+    model.parameters.flat[...] += 0.3 * np.random.default_rng(1).standard_normal(model.parameters.flat.size)
+    return model
+
+
+IDS = np.random.default_rng(2).integers(0, 11, (3, 7))
+LABELS = np.where(np.random.default_rng(3).random((3, 7)) < 0.5, IDS, -100)
+MASK = (np.arange(7) < np.array([[7], [4], [6]])).astype(int)
+
+
+@pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul", ["high", "original"]])
+def test_gradient_of_every_parameter(variant):
+    model = tiny(variant)
+    _, gradients = model.loss_and_gradients(IDS, LABELS, MASK)
+    rng = np.random.default_rng(4)
+    for name, view in model.parameters.items():
+        v = rng.standard_normal(view.shape)
+        before, h = view.copy(), 1e-5
+        losses = []
+        for sign in (1, -1):
+            view[...] = before + sign * h * v
+            losses.append(model.loss_and_gradients(IDS, LABELS, MASK)[0])
+        view[...] = before
+        numeric, analytic = (losses[0] - losses[1]) / (2 * h), np.sum(gradients[name] * v)
+        if name.endswith("key.bias"):
+            # a softmax does not see what is added to all its scores: no gradient, up to the differences' rounding
+            assert (abs(analytic) < 1e-14 and abs(numeric) < 1e-9) or variant != "original"
+            if variant == "original":
+                continue
+        assert abs(numeric - analytic) <= TOLERANCE * max(abs(numeric), 1e-3), (name, numeric, analytic)
+
+
+def test_padding_changes_nothing():
+    for variant in ("original", "high", "low", "elemmul"):
+        model = tiny(variant)
+        alone = model.logits(IDS[1:2, :4])
+        padded = model.logits(IDS, MASK)
+        np.testing.assert_allclose(padded[1, :4], alone[0], rtol=1e-12)  # float64, other summation lengths
+
+
+def test_maps_are_distributions_and_differ_between_variants():
+    maps = {v: tiny(v).attention_maps(IDS) for v in ("original", "high", "low", "elemmul")}
+    for A in maps.values():
+        assert A.shape == (2, 3, 3, 7, 7)
+        np.testing.assert_allclose(A.sum(-1), 1, rtol=1e-12)
+    assert abs(maps["high"] - maps["original"]).max() > 0.01
+
+
+def test_lam_zero_is_the_original():
+    model = tiny("original")
+    refined = Bert(Config(**SIZES, max_position_embeddings=7, attention_variant="high", lam=0.0), model.parameters)
+    np.testing.assert_allclose(refined.logits(IDS), model.logits(IDS), rtol=1e-12)
+
+
+def test_logits_where_are_the_chosen_logits():
+    model = tiny("high")
+    chosen = LABELS != -100
+    np.testing.assert_allclose(model.logits_where(IDS, chosen, MASK), model.logits(IDS, MASK)[chosen], rtol=1e-12)
+
+
+def test_same_seed_same_weights():
+    a, b = (Bert.initialise(Config(**SIZES), np.random.default_rng(5)).parameters.flat for _ in range(2))
+    assert np.array_equal(a, b) and a.dtype == np.float32
+
+
+def test_parameters_lie_side_by_side_matrices_first():
+    parameters = Parameters({"a.bias": (2,), "a": (2, 3), "b": (2, 3)})
+    assert list(parameters) == ["a", "b", "a.bias"] and parameters.matrices == 12
+    parameters.stacked(["a", "b"])[1, 0, 0] = 7
+    assert parameters["b"][0, 0] == 7 and parameters.flat[6] == 7
+    assert list(parameters.under("a.")) == ["bias"]
+    with pytest.raises(ValueError, match="side by side"):
+        parameters.stacked(["b", "a"])
+    with pytest.raises(ValueError, match="flat"):
+        parameters.like(np.zeros(3))
+
+
+def test_parameter_count_of_bert_mini():
+    config = Config(vocab_size=30522)
+    shapes = Bert.initialise(config, np.random.default_rng(0)).parameters
+    assert shapes.flat.size == 11_201_594  # 4 layers, width 256, with the masked-LM head and without a pooler
+
+
+BAD_CONFIGS = {
+    "num_attention_heads": {"num_attention_heads": 5},
+    "attention_variant": {"attention_variant": "hi"},
+    "attention_variant: expected 2": {"attention_variant": ["high"]},
+    "lam": {"lam": float("nan")},
+    "lam: expected 2": {"lam": [0.1, 0.2, 0.3]},
+    "vocab_size": {"vocab_size": 0},
+    "hidden_size": {"hidden_size": 12.0},
+}
+
+
+@pytest.mark.parametrize("message", BAD_CONFIGS)
+def test_bad_configuration_is_named(message):
+    with pytest.raises(ValueError, match=message):
+        Config(**(SIZES | BAD_CONFIGS[message]))
+
+
+def test_bad_arguments_are_named():
+    model = tiny()
+    for ids, message in ((IDS + 1, "0..10"), (IDS[0], r"\(B, L\)"), (IDS * 1.0, "float64"), (-IDS, "ids")):
+        with pytest.raises(ValueError, match=message):
+            model.logits(ids)
+    with pytest.raises(ValueError, match="max_position_embeddings = 7"):
+        model.logits(np.zeros((1, 8), int))
+    with pytest.raises(ValueError, match="at least one label"):
+        model.loss_and_gradients(IDS, np.full_like(IDS, -100))
+    with pytest.raises(ValueError, match=r"labels: .*11"):
+        model.loss_and_gradients(IDS, np.full_like(IDS, 11))
+    with pytest.raises(ValueError, match="labels: expected the shape"):
+        model.loss_and_gradients(IDS, LABELS[:2])
+    with pytest.raises(ValueError, match="attention_mask"):
+        model.logits(IDS, MASK[:2])

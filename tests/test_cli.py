@@ -1,0 +1,127 @@
+"""The command line as a person meets it: in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = ["--steps", "3", "--layers", "2", "--width", "16", "--heads", "2", "--length", "16", "--batch", "4"]
+VARIANTS = ["original", "high", "low", "elemmul"]
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "minisaobp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "own.txt"
+    path.write_text("\n\n".join(f"Sentence {n} says that {n * n} is the square of {n}." for n in range(400)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, corpus):
+    out = tmp_path_factory.mktemp("out") / "new" / "folder"
+    done = run("compare", *SMALL, "--corpus", corpus, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return done, out
+
+
+def test_compare_writes_what_it_says(small_run):
+    done, out = small_run
+    assert f"{out}/results.json" in done.stdout and f"{out}/attention.png" in done.stdout
+    assert sorted(os.listdir(out)) == ["attention.png", "results.json"]
+    assert (out / "attention.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((out / "results.json").read_text())
+    assert results["complete"] is True and list(results["variants"]) == VARIANTS
+    assert results["settings"]["lam"] == 0.2 and results["environment"]["numpy"]
+    for name, row in results["variants"].items():
+        assert len(row["training_loss"]) == 3 and 0 <= row["accuracy"] <= 1
+        assert row["training_loss"][0] == pytest.approx(results["variants"]["original"]["training_loss"][0], rel=0.01)
+        assert all(len(row[measure]) == 2 for measure in ("entropy", "gtd", "indirect_entropy"))
+        assert f"{row['loss']:.3f}" in done.stdout
+        assert name in done.stdout and row["seconds_per_step"] > 0 and row["ratio_to_original"] > 0
+    assert f"{results['unigram']['loss']:.3f}" in done.stdout
+
+
+def test_same_seed_gives_the_same_losses_to_the_last_bit(small_run, corpus, tmp_path):
+    first = json.loads((small_run[1] / "results.json").read_text())["variants"]["high"]
+    run("compare", *SMALL, "--corpus", corpus, "--variants", "high", "--out", tmp_path)
+    again = json.loads((tmp_path / "results.json").read_text())["variants"]["high"]
+    assert again["ratio_to_original"] is None
+    for key in ("training_loss", "loss", "accuracy", "entropy", "gtd"):
+        assert again[key] == first[key]
+    run("compare", *SMALL, "--corpus", corpus, "--variants", "high", "--seed", 1, "--out", tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["variants"]["high"]["loss"] != first["loss"]
+
+
+def test_interrupt_keeps_what_was_finished(tmp_path, corpus):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minisaobp", "compare", *SMALL[2:], "--steps", "100000"]
+        + ["--corpus", str(corpus), "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):  # until the training bar shows a step
+        line = process.stderr.read(40)
+        if "loss" in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "results.json, marked incomplete" in errors and errors.rstrip().endswith("interrupted")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["complete"] is False and results["variants"] == {}
+    assert results["interrupted"]["variant"] == "original" and results["interrupted"]["steps"] >= 1
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_help_explains_every_option():
+    text = run("compare", "--help").stdout
+    for option in ["corpus", "variants", "lam", "steps", "seed", "layers", "width", "heads", "length", "batch", "out"]:
+        assert f"--{option}" in text
+    assert run("--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lam", "nan"], "--lam: expected a number from -80 to 80, got 'nan'"),
+        (["--lam", "big"], "--lam: .*'big'"),
+        (["--variants", "original", "hi"], "--variants: .*original, high, low, elemmul, got 'hi'"),
+        (["--variants", "high", "high"], "--variants: .*each name once"),
+        (["--heads", "3", "--width", "16"], "--heads: expected a divisor of --width 16, got 3"),
+        (["--steps", "0"], "--steps: expected a whole number of at least 1, got '0'"),
+        (["--seed", "1.5"], "--seed: .*'1.5'"),
+        (["--length", "4"], "--length: .*at least 8"),
+        (["--corpus", "missing.txt"], "--corpus: missing.txt cannot be read"),
+        (["--corpus", "empty.txt"], "--corpus: empty.txt is empty"),
+        (["--corpus", "latin.txt"], "--corpus: latin.txt is not UTF-8"),
+        (["--corpus", "short.txt"], "--corpus: .* shorter than one sequence of --length 16"),
+        (["--out", "empty.txt"], "--out: expected a folder that can be written, got 'empty.txt'"),
+        (["--out", "/proc/none"], "--out: .*'/proc/none'"),
+        (["--wrong"], "unrecognized arguments: --wrong"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "short.txt").write_text("too short")
+    before = sorted(os.listdir(tmp_path))
+    done = run("compare", *SMALL, *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert sorted(os.listdir(tmp_path)) == before
