@@ -1,10 +1,20 @@
 """minisaobp: self-attention one-step belief propagation (SAOBP, arXiv 2509.07324), from scratch in NumPy."""
 
-from .bp import algorithm1, refine, refine_vjp
+from .bp import (
+    FactorGraph,
+    algorithm1,
+    refine,
+    refine_vjp,
+    refine_with_factor,
+    refine_with_factor_vjp,
+    streaming_attention,
+    streaming_attention_backward,
+)
 from .metrics import attention_entropy, gtd, indirect_attention, indirect_entropy
 
 __version__ = "0.1.0"
 __all__ = [
+    "FactorGraph",
     "algorithm1",
     "attention_entropy",
     "gtd",
@@ -12,4 +22,8 @@ __all__ = [
     "indirect_entropy",
     "refine",
     "refine_vjp",
+    "refine_with_factor",
+    "refine_with_factor_vjp",
+    "streaming_attention",
+    "streaming_attention_backward",
 ]

@@ -58,7 +58,7 @@ def build_parser():
     add("--variants", nargs="+", type=variant, metavar="NAME", help="attention variants to train",
         default=["original", "high", "low", "elemmul"])  # fmt: skip
     add("--lam", type=lam, default=0.2, help="lambda, the strength of the Potts factor (Eqs. 7 and 16)")
-    add("--steps", type=number(int, 1, whole(1)), default=400, help="training steps per variant")
+    add("--steps", type=number(int, 1, whole(1)), default=300, help="training steps per variant")
     add("--seed", type=number(int, 0, whole(0)), default=0, help="seed of weights, batches and masks")
     add("--layers", type=number(int, 1, whole(1)), default=4, help="encoder blocks")
     add("--width", type=number(int, 1, whole(1)), default=128, help="model width")

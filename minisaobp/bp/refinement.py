@@ -15,18 +15,21 @@ BP-Low (Eq. 16) is lam < 0. An empty row has t = 1: it sends nothing, and its ow
 exp(C) is a product of messages. A product over a block of rows costs one log per label, a sum of logs one per entry;
 blocks are short enough not to underflow. A row that products cannot hold (all its mass on labels that everyone else
 taxes) is computed again with logarithms.
+
+More than one step is in `multistep.py`, a factor other than Potts in `custom_factor.py`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import array_namespace, attention_array, valid_array
+from .multistep import Factor, check_steps, normalised_in_logs, refine_steps, refine_steps_backward
 
 VARIANTS = ("original", "high", "low", "elemmul")
 MAX_LAM = 80.0  # one message, e^-lam, must be a normal float32 (they end at e^-87)
-MAX_LOG_PRODUCT = 60.0  # a block's product stays within e^-60 .. e^60, for the same reason
-MAX_LOG_RATIO = 80.0  # B/P at P = 0 has no upper bound; capped so that a gradient in float32 is finite
+MAX_LOG_PRODUCT = 30.0  # a block's product is within e^-30 .. e^30: over the smallest Z, e^-55, still a float32
 
 
 # ---- the pieces: priors (Eq. 8), messages (Eq. 9), beliefs (Eqs. 10, 11) --------------------------------------------
@@ -41,14 +44,33 @@ def normalise_rows(A, visible=None):
     return A / xp.where(S > 0, S, 1), S
 
 
+def normalise_rows_backward(dP, P, S, visible=None):
+    """Gradient of `normalise_rows`: dA (..., L, L). A row without mass has none."""
+    xp = array_namespace(dP)
+    dA = dP - xp.sum(dP * P, axis=-1, keepdims=True)
+    if visible is not None:
+        dA = xp.where(visible, dA, dA.dtype.type(0))
+    # Beside a small S (of a row whose mass the causal mask hides) the quotient could pass the dtype's largest number.
+    limit = xp.minimum(S, 1) * (np.finfo(dA.dtype).max / 2)
+    return xp.clip(dA, -limit, limit) / xp.where(S > 0, S, 1)
+
+
 def potts_messages(P, lam):
-    """t = 1 - c P, shape of P, in [e^-lam, 1] for lam >= 0. lam: a number or an array (..., 1, 1)."""
+    """t = 1 - c P, shape of P, in [e^-lam, 1] for lam >= 0. lam: a number or (..., 1, 1). P: whole rows (..., n, L)."""
     xp = array_namespace(P)
     t = P * _like(np.expm1(-lam), P)
     t += 1
-    if np.max(lam) > 2:  # a small e^-lam drowns beside the 1; (1 - P) is exact where it matters
-        t = xp.where(_like(lam, P) > 2, (1 - P) + _like(np.exp(-lam), P) * P, t)
+    if np.max(lam) > 2:  # t = (1 - P) + e^-lam P: a small e^-lam drowns beside the 1, and beside the rounding of a P
+        large = P > 0.5  # near 1; there, at most once in a row, 1 - P is the sum of the other entries
+        others = xp.sum(xp.where(large, P.dtype.type(0), P), axis=-1, keepdims=True)
+        t = xp.where(_like(lam, P) > 2, xp.where(large, others, 1 - P) + _like(np.exp(-lam), P) * P, t)
     return t
+
+
+def potts_messages_backward(dt, P, lam):
+    """Gradient of `potts_messages`: dP (..., L, L) and dlam in the shape of lam."""
+    # t = 1 - (1 - e^-lam) P
+    return dt * _like(np.expm1(-lam), P), sum_to_shape(dt * P * _like(-np.exp(-lam), P), np.shape(lam))
 
 
 def beliefs(P, t, reach, causal=False, include_self=False):
@@ -61,8 +83,9 @@ def beliefs(P, t, reach, causal=False, include_self=False):
     ratio = weight + xp.zeros_like(t) if include_self else weight / t
     B = P * ratio
     Z = xp.sum(B, axis=-1, keepdims=True)
+    # Terms below tiny * e^reach may have been lost (a weight below tiny, divided by a t as small as e^-reach).
     limits = np.finfo(P.dtype)
-    faint = (limits.tiny / limits.eps**2 > Z) & P.any(axis=-1, keepdims=True)  # terms may have been lost here
+    faint = (limits.tiny / limits.eps**2 * math.exp(reach) > Z) & P.any(axis=-1, keepdims=True)
     Z = xp.where(faint | (Z == 0), 1, Z)
     B /= Z
     ratio /= Z
@@ -97,31 +120,24 @@ def _product_of_messages(t, reach, causal):
     C = xp.zeros((*t.shape[:-2], 1, L))  # float64: one number per label, and its exponential is what is kept
     if not causal:
         for a in range(0, L, block):
-            C += xp.log(xp.prod(t[..., a : a + block, :], axis=-2, keepdims=True))
+            C += xp.log(xp.prod(t[..., a : a + block, :], axis=-2, keepdims=True).astype(C.dtype))
         return xp.exp(C - xp.max(C, axis=-1, keepdims=True)).astype(t.dtype)
     product = xp.cumprod(t[..., :block, :], axis=-2) if block >= L else xp.empty_like(t)
     for a in range(0, L if block < L else 0, block):
         rows = xp.cumprod(t[..., a : a + block, :], axis=-2)
         product[..., a : a + block, :] = rows * xp.exp(C - xp.max(C, axis=-1, keepdims=True)).astype(t.dtype)
-        C += xp.log(rows[..., -1:, :])
+        C += xp.log(rows[..., -1:, :].astype(C.dtype))
     return product
 
 
 def _beliefs_in_logs(P, t, causal, include_self):
-    """What `beliefs` returns, by a softmax of log P + C in float64: slower, and nothing can underflow unseen."""
+    """What `beliefs` returns, by a sum of logarithms in float64: slower, and nothing can underflow unseen."""
     xp = array_namespace(P)
     log_t = xp.log(t.astype(np.float64))
     C = xp.cumsum(log_t, axis=-2) if causal else xp.sum(log_t, axis=-2, keepdims=True)
     C = C + xp.zeros_like(log_t) if include_self else C - log_t
-    held = P > 0
-    l = xp.where(held, xp.log(xp.where(held, P, 1).astype(np.float64)) + C, -np.inf)
-    shift = xp.max(l, axis=-1, keepdims=True)
-    shift = xp.where(shift > -np.inf, shift, 0)
-    B = xp.exp(l - shift)
-    Z = xp.sum(B, axis=-1, keepdims=True)
-    Z = xp.where(Z > 0, Z, 1)
-    ratio = xp.exp(xp.minimum(C - shift - xp.log(Z), MAX_LOG_RATIO))
-    return (B / Z).astype(P.dtype), ratio.astype(P.dtype)
+    B, ratio = normalised_in_logs(P, C)
+    return B.astype(P.dtype), ratio.astype(P.dtype)
 
 
 # ---- one refinement of normalised rows, as a forward and backward pair ----------------------------------------------
@@ -166,21 +182,18 @@ def refine_rows_backward(dB, cache):
         dM = (dB - xp.sum(dB * B, axis=-1, keepdims=True)) / cache.ratio
         if cache.visible is not None:
             dM = xp.where(cache.visible, dM, dM.dtype.type(0))
-        return (dM + xp.swapaxes(dM, -1, -2)) @ P, _sum_to_lam(xp.zeros_like(dM), cache.lam)
+        return (dM + xp.swapaxes(dM, -1, -2)) @ P, sum_to_shape(xp.zeros_like(dM), np.shape(cache.lam))
     sign = -1 if cache.variant == "low" else 1
     centred, dlog_t = beliefs_backward(dB, B, cache.causal, cache.include_self)
-    dt = dlog_t / t
-    # t_ik = 1 - (1 - e^-lam) P_ik
-    dP = cache.ratio * centred + dt * _like(np.expm1(-sign * cache.lam), P)
-    dlam = _sum_to_lam(dt * P * _like(-sign * np.exp(-sign * cache.lam), P), cache.lam)
-    return dP, dlam
+    dP, dlam = potts_messages_backward(dlog_t / t, P, sign * cache.lam)
+    return cache.ratio * centred + dP, sign * dlam
 
 
 # ---- the public names ----------------------------------------------------------------------------------------------
 
 
-def refine(A, lam, *, variant="high", causal=False, valid=None, include_self=False):
-    """Attention refined by one step of belief propagation: Algorithm 1 (Eqs. 8-11), Eq. 16 or Eq. 15.
+def refine(A, lam, *, variant="high", causal=False, valid=None, include_self=False, steps=1, damping=0.0):
+    """Attention refined by one step of belief propagation: Algorithm 1 (Eqs. 8-11), Eq. 16 or Eq. 15; or by several.
 
     A: (..., L, L), floating point, >= 0; rows are read as distributions over tokens, so only their proportions
         matter. A row of zeros sends no message and stays zero.
@@ -190,7 +203,12 @@ def refine(A, lam, *, variant="high", causal=False, valid=None, include_self=Fal
         which only normalises the rows.
     causal: token j attends to and hears only tokens i < j and itself; entries of A above the diagonal count as 0.
     valid: (..., L) booleans, False for padding; padded tokens neither send nor receive nor are attended to.
-    include_self: multiply by the message of j to itself as well, which is Eq. 11 as printed.
+    include_self: multiply by the message of j to itself as well, which is Eq. 11 as printed; in later steps every
+        token then counts itself among its neighbours.
+    steps, damping: that many steps of flooding with the messages of Eq. 3, which leave out their receiver, and the
+        share in [0, 1) of the old log-message kept in each, the uniform one in the first; only "high" and "low".
+        Anything but one step without damping holds arrays of A.size * L float64 numbers, and refuses with ValueError
+        if that is more than 2**24 (one matrix of L = 256).
 
     Returns B of A's shape and dtype (float16 is computed in float32): every row sums to 1 or is empty, and a zero of
     A stays exactly zero, except under "elemmul". In float32 the evidence C_jk carries a rounding error of about
@@ -202,37 +220,38 @@ def refine(A, lam, *, variant="high", causal=False, valid=None, include_self=Fal
     array([[0.7935, 0.2065],
            [0.5709, 0.4291]])
     """
-    P, lam, visible, _, dtype = _prepare(A, lam, variant, causal, valid)
+    P, lam, visible, _, dtype = _prepare(A, lam, variant, causal, valid, steps, damping)
     if variant == "original":
-        return P.astype(dtype, copy=False)
-    B, _ = refine_rows(P, lam, variant, causal=causal, include_self=include_self, visible=visible)
+        B = P
+    elif steps == 1 and not damping:
+        B, _ = refine_rows(P, lam, variant, causal=causal, include_self=include_self, visible=visible)
+    else:
+        B, _ = refine_steps(P, _potts_factor(lam, variant), steps, damping, causal, include_self)
     return B.astype(dtype, copy=False)
 
 
-def refine_vjp(A, lam, dB, *, variant="high", causal=False, valid=None, include_self=False):
+def refine_vjp(A, lam, dB, *, variant="high", causal=False, valid=None, include_self=False, steps=1, damping=0.0):
     """Gradient of sum(dB * refine(A, lam, ...)): dA in A's shape and dtype, dlam in lam's shape.
 
     dB: (..., L, L), the upstream gradient, of A's shape. Other arguments, dtype rules and errors as `refine`.
-    The gradient is that of the row-normalised A, so each row of A * dA sums to zero. Where the derivative at an exact
-    zero of A is beyond float32, it is capped at e^80 times the upstream gradient.
+    The gradient is that of the row-normalised A, so each row of A * dA sums to zero. At an exact zero of A it can be
+    beyond any bound: B/A is capped at e^80 there, and what A's dtype cannot hold at its largest number.
 
     >>> dA, dlam = refine_vjp(np.array([[0.8, 0.2], [0.6, 0.4]]), 0.2, np.array([[1.0, 0.0], [0.0, 0.0]]))
     >>> bool(dlam < 0)                    # a larger lam takes weight from the key that both rows attend to
     True
     """
-    P, lam, visible, S, dtype = _prepare(A, lam, variant, causal, valid)
-    xp = array_namespace(P)
-    dB = _upstream(dB, P)
+    P, lam, visible, S, dtype = _prepare(A, lam, variant, causal, valid, steps, damping)
+    dB = upstream_gradient(dB, P)
     if variant == "original":
-        dP, dlam = dB, _sum_to_lam(xp.zeros_like(P), lam)
-    else:
+        dP, dlam = dB, sum_to_shape(array_namespace(P).zeros_like(P), np.shape(lam))
+    elif steps == 1 and not damping:
         _, cache = refine_rows(P, lam, variant, causal=causal, include_self=include_self, visible=visible)
         dP, dlam = refine_rows_backward(dB, cache)
-    # P_ik = A_ik / S_i; a row without mass has no gradient
-    dA = (dP - xp.sum(dP * P, axis=-1, keepdims=True)) / xp.where(S > 0, S, np.inf)
-    if visible is not None:
-        dA = xp.where(visible, dA, dA.dtype.type(0))
-    return dA.astype(dtype, copy=False), dlam
+    else:
+        _, cache = refine_steps(P, _potts_factor(lam, variant), steps, damping, causal, include_self)
+        dP, dlam = refine_steps_backward(dB, cache)
+    return within_dtype(normalise_rows_backward(dP, P, S, visible), dtype), dlam
 
 
 def visible_entries(A, causal, valid):
@@ -247,15 +266,54 @@ def visible_entries(A, causal, valid):
     return visible
 
 
-def _prepare(A, lam, variant, causal, valid):
+def checked_rows(A, causal, valid):
+    """A, checked: P and S as of `normalise_rows`, in float32 or float64; what is visible; and the dtype A had."""
+    A = attention_array(A)
+    visible = visible_entries(A, causal, valid_array(valid, A))
+    P, S = normalise_rows(A.astype(np.float32) if A.dtype == np.float16 else A, visible)
+    return P, S, visible, A.dtype
+
+
+def upstream_gradient(dB, P):
+    """dB checked, in the dtype of P."""
+    dB = dB if array_namespace(dB) is not np else np.asarray(dB)
+    if dB.dtype.kind != "f":
+        raise TypeError(f"dB: expected a floating-point array, got {dB.dtype} of shape {dB.shape}")
+    if dB.shape != P.shape:
+        raise ValueError(f"dB: expected the shape of A, {P.shape}, got {dB.shape}")
+    if not abs(dB).max(initial=0) < np.inf:
+        raise ValueError(f"dB: expected finite values, shape {dB.shape}")
+    return dB.astype(P.dtype, copy=False)
+
+
+def within_dtype(x, dtype):
+    """x in that dtype; what it cannot hold becomes its largest number."""
+    largest = np.finfo(dtype).max
+    return x if x.dtype == dtype else array_namespace(x).clip(x, -largest, largest).astype(dtype)
+
+
+def _prepare(A, lam, variant, causal, valid, steps, damping):
     if variant not in VARIANTS:
         raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
-    A = attention_array(A)
-    lam = _checked_lam(lam, A)
-    visible = visible_entries(A, causal, valid_array(valid, A))
-    working = A.astype(np.float32) if A.dtype == np.float16 else A
-    P, S = normalise_rows(working, visible)
-    return P, lam, visible, S, A.dtype
+    check_steps(steps, damping)
+    if variant in ("original", "elemmul") and (steps > 1 or damping):
+        raise ValueError(
+            f"steps: variant {variant!r} passes no messages, so it has no second step and nothing to damp; expected "
+            f"steps=1 and damping=0, got steps={steps}, damping={damping}"
+        )
+    P, S, visible, dtype = checked_rows(A, causal, valid)
+    return P, _checked_lam(lam, P), visible, S, dtype
+
+
+def _potts_factor(lam, variant):
+    """Eq. 7 or Eq. 16 for `refine_steps`."""
+    sign = -1 if variant == "low" else 1
+
+    def messages_backward(dt, q):
+        dq, dlam = potts_messages_backward(dt, q, sign * lam)
+        return dq, sign * dlam
+
+    return Factor(lambda q: potts_messages(q, sign * lam), messages_backward)
 
 
 def _checked_lam(lam, A):
@@ -279,28 +337,15 @@ def _checked_lam(lam, A):
     return xp.asarray(array) if array.ndim else float(array)
 
 
-def _upstream(dB, P):
-    dB = dB if array_namespace(dB) is not np else np.asarray(dB)
-    if dB.dtype.kind != "f":
-        raise TypeError(f"dB: expected a floating-point array, got {dB.dtype} of shape {dB.shape}")
-    if dB.shape != P.shape:
-        raise ValueError(f"dB: expected the shape of A, {P.shape}, got {dB.shape}")
-    if not abs(dB).max() < np.inf:
-        raise ValueError(f"dB: expected finite values, shape {dB.shape}")
-    return dB.astype(P.dtype, copy=False)
-
-
 def _like(value, array):
     """A float64 number or array in the library and dtype of `array`, so that products keep that dtype."""
     return array_namespace(array).asarray(value, dtype=array.dtype)
 
 
-def _sum_to_lam(values, lam):
-    """Sum (..., L, L) over every axis along which lam was broadcast, in float64; shape of lam, a float for a number."""
-    shape = np.shape(lam)
+def sum_to_shape(values, shape):
+    """Sum (..., L, L) over every axis along which an array of that shape was broadcast, in float64; a float for ()."""
     if not shape:
         return float(values.sum(dtype=np.float64))
-    axes = tuple(range(values.ndim - len(shape))) + tuple(
-        values.ndim - len(shape) + a for a, n in enumerate(shape) if n == 1
-    )
+    added = values.ndim - len(shape)
+    axes = tuple(range(added)) + tuple(added + a for a, n in enumerate(shape) if n == 1)
     return values.sum(axis=axes, dtype=np.float64).reshape(shape)

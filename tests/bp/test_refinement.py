@@ -95,6 +95,25 @@ def test_rows_that_products_cannot_hold_are_computed_in_logs():
     np.testing.assert_allclose(wanted[5, :2], ms.algorithm1(A, 15.0)[5, :2], atol=EXACT)
 
 
+def test_a_row_that_is_one_hot_up_to_rounding_sends_what_it_holds_elsewhere():
+    # 1 - P_00 is 1e-8, five times e^-20, yet P_00 rounds to 1 in float32
+    A = np.array([[1, 1e-8], [1, 1e-8]], np.float32)
+    wanted = ms.refine(A.astype(np.float64), 20.0)
+    assert wanted[0, 0] == pytest.approx(0.546, abs=1e-3)
+    np.testing.assert_allclose(ms.refine(A, 20.0), wanted, atol=5e-6)  # a few roundings of 6e-8
+
+
+def test_a_weight_that_underflows_beside_its_own_message_is_not_lost():
+    # The others leave (3e-8)^3 of key 0, a third of what row 0 has of key 1; times row 0's own 1e-22 it is 3e-45, which
+    # float32 rounds to two units of its smallest number.
+    A = np.zeros((4, 4), np.float32)
+    A[0, :2] = 1, 1e-22
+    A[1:, 0], A[1:, 2] = 1, 3e-8
+    wanted = ms.refine(A.astype(np.float64), 80.0)
+    assert wanted[0, 0] == pytest.approx(0.2126, abs=1e-3)  # 0.27 / (1 + 0.27)
+    np.testing.assert_allclose(ms.refine(A, 80.0), wanted, atol=5e-6)  # a few roundings of 6e-8
+
+
 @pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul"])
 def test_padding_equals_the_sequence_alone(variant):
     short = attention((2, 5, 5), seed=1)
@@ -195,6 +214,18 @@ def test_gradient_at_an_exact_zero_is_the_ratio():
     moved[2, 4] = h  # one-sided: A cannot be negative
     numeric = np.sum(dB * (ms.refine(moved, 0.2) - ms.refine(A, 0.2))) / h
     assert dA[2, 4] == pytest.approx(numeric, rel=1e-5)  # a one-sided difference errs by about h
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_gradient_beyond_the_dtype_is_its_largest_number(dtype):
+    A = np.zeros((12, 12), dtype)
+    A[:, 0] = 1e-5 if dtype == np.float16 else 1e-35  # the causal mask hides the rest of each row
+    A[:, 11] = 1
+    dB = np.random.default_rng(4).standard_normal((12, 12)).astype(dtype)
+    dA, dlam = ms.refine_vjp(A, 20.0, dB, causal=True)
+    assert dA.dtype == dtype and np.isfinite(dA).all() and np.isfinite(dlam)
+    assert abs(dA[5, 1]) == pytest.approx(np.finfo(dtype).max, rel=0.51)  # half of it before the last cast
+    assert (np.triu(dA, 1) == 0).all()
 
 
 def test_gradient_of_lam_is_a_float_for_a_number():
