@@ -4,11 +4,15 @@ No global switch: every function asks its own arguments for their library (`xp`)
 and on CuPy, and a call never moves data between the two.
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 FLOATS = ("float16", "float32", "float64")
+PIECE = 1 << 19  # numbers of one array that a thread works on at a time: a few such arrays fit into a CPU's cache
+_threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisaobp")
 
 
 def array_namespace(*arrays):
@@ -75,3 +79,28 @@ def valid_array(valid, A):
             f"valid: expected shape (..., {A.shape[-1]}) that fits A of shape {A.shape}, got {valid.shape}"
         )
     return valid
+
+
+def row_sum(x):
+    """Sum along the last axis, kept: (..., L) -> (..., 1)."""
+    return array_namespace(x).einsum("...k->...", x)[..., None]  # on short rows four times as fast as x.sum
+
+
+def row_dot(x, y):
+    """Sum of x * y along the last axis, kept: (..., L) -> (..., 1), without the product as an array."""
+    return array_namespace(x).einsum("...k,...k->...", x, y)[..., None]
+
+
+def in_pieces(work, stack, whole=False):
+    """Call work(slice) on pieces of `stack` along its first axis, in threads; on CuPy, or if `whole`, once for all.
+
+    NumPy lets go of the interpreter inside each operation, so threads share the cores. The pieces depend on the sizes
+    alone, so results do not depend on the number of cores.
+    """
+    count = len(stack)
+    step = max(1, PIECE // max(1, stack[:1].size))
+    if whole or count <= step or array_namespace(stack) is not np:
+        work(slice(0, count))
+    else:
+        # list: an exception in a piece is raised here
+        list(_threads.map(work, [slice(a, a + step) for a in range(0, count, step)]))

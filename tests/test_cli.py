@@ -68,11 +68,9 @@ def test_same_seed_gives_the_same_losses_to_the_last_bit(small_run, corpus, tmp_
 
 
 def test_interrupt_keeps_what_was_finished(tmp_path, corpus):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "minisaobp", "compare", *SMALL[2:], "--steps", "100000"]
-        + ["--corpus", str(corpus), "--out", str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "minisaobp", "compare", *SMALL[2:], "--steps", "100000"]
+    command += ["--corpus", str(corpus), "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):  # until the training bar shows a step
         line = process.stderr.read(40)
         if "loss" in line:

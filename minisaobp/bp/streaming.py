@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import FLOATS, array_namespace, as_array, to_host, valid_array
-from .refinement import VARIANTS, _checked_lam, potts_messages, sum_to_shape, within_dtype
+from .refinement import VARIANTS, checked_lam, potts_messages, sum_to_shape, within_dtype
 
 ROWS = 64  # of a stripe: enough for a fast matrix product; (64, 16384) float32 is 4 MiB, a few of them stay in cache
 
@@ -217,14 +217,15 @@ def _with_ones(V):
 def _elemmul(Q, K, V, lam, causal, include_self):
     xp = array_namespace(Q)
     L, V1 = len(Q), _with_ones(V)
-    N, W = xp.empty_like(V1), xp.zeros(V1.shape)  # W in float64: the backward pass takes it apart again
+    N = xp.empty_like(V1)
+    W = xp.zeros(V1.shape, np.float64 if causal else V.dtype)  # the causal backward pass takes it apart again
     if not causal:
         for rows in _stripes(L):
             W += _priors(Q, K, rows, causal).T @ V1[rows]
     for rows in _stripes(L):
         P = _priors(Q, K, rows, causal)
         n = P.shape[1]
-        N[rows] = P @ W[:n].astype(P.dtype)
+        N[rows] = P @ W[:n].astype(P.dtype, copy=False)
         if causal:
             N[rows] += xp.tril(P @ P.T) @ V1[rows]
             W[:n] += P.T @ V1[rows]
@@ -235,7 +236,7 @@ def _elemmul_backward(dO, O, Q, K, V, lam, causal, include_self, state):
     xp = array_namespace(Q)
     L, V1 = len(Q), _with_ones(V)
     W, Z = state[0].copy(), state[1]
-    dQ, dK, dV1, dW = xp.empty_like(Q), xp.zeros_like(K), xp.empty_like(V1), xp.zeros(V1.shape)
+    dQ, dK, dV1, dW = xp.empty_like(Q), xp.zeros_like(K), xp.empty_like(V1), xp.zeros_like(V1)
     # O = N / Z: numerator and normaliser side by side, as V and 1 are
     dN = xp.concatenate([dO, -xp.sum(dO * O, axis=-1, keepdims=True)], axis=-1) / Z
     if not causal:
@@ -247,9 +248,9 @@ def _elemmul_backward(dO, O, Q, K, V, lam, causal, include_self, state):
         if causal:
             W[:n] -= P.T @ V1[rows]
         # N_i = sum_k P_ik W_k and W_k = sum_j P_jk V1_j
-        dP = dN[rows] @ W[:n].astype(P.dtype).T
-        dP += V1[rows] @ dW[:n].astype(P.dtype).T
-        dV1[rows] = P @ dW[:n].astype(P.dtype)
+        dP = dN[rows] @ W[:n].astype(P.dtype, copy=False).T
+        dP += V1[rows] @ dW[:n].T
+        dV1[rows] = P @ dW[:n]
         if causal:
             # inside the stripe N = M V1, M = P P^T on and below the diagonal
             dM = xp.tril(dN[rows] @ V1[rows].T)
@@ -391,7 +392,7 @@ def _checked(Q, K, V, lam, variant, valid):
         raise ValueError(f"V: expected shape (..., L, width) with (..., L) as in Q of shape {Q.shape}, got {V.shape}")
     # what lam and valid have to fit is the attention matrix; a view without memory stands in for it
     A = xp.broadcast_to(Q[..., :1], (*Q.shape[:-1], Q.shape[-2]))
-    lam, valid = _checked_lam(lam, A), valid_array(valid, A)
+    lam, valid = checked_lam(lam, A), valid_array(valid, A)
     if Q.size:
         largest = math.sqrt(Q.shape[-1]) * float(abs(Q).max()) * float(abs(K).max())
         if not largest < np.finfo(_working(Q.dtype)).max:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import array_namespace
+from ..backend import array_namespace, row_dot, row_sum
 
 # ---- linear ---------------------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def layer_norm(x, gamma, beta, eps):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta over the last axis, biased variance; x (..., D)."""
     xp = array_namespace(x)
     normed = x - x.mean(axis=-1, keepdims=True)
-    variance = xp.einsum("...d,...d->...", normed, normed)[..., None] / x.shape[-1]
+    variance = row_dot(normed, normed) / x.shape[-1]
     rsigma = 1 / xp.sqrt(variance + x.dtype.type(eps))
     normed *= rsigma
     y = normed * gamma
@@ -66,7 +66,7 @@ def layer_norm_backward(dy, cache):
     dbeta = dy.reshape(-1, D).sum(axis=0)
     dnormed = dy * gamma
     # normed = (x - mean) rsigma: its own mean and length along the row take no gradient
-    along = xp.einsum("...d,...d->...", dnormed, normed)[..., None] / D
+    along = row_dot(dnormed, normed) / D
     dx = dnormed
     dx -= dnormed.mean(axis=-1, keepdims=True)
     dx -= normed * along
@@ -157,7 +157,7 @@ def softmax(s):
     top = row_max(s)[..., None]
     P = s - xp.where(top > -np.inf, top, 0)
     xp.exp(P, out=P)
-    total = xp.einsum("...k->...", P)[..., None]
+    total = row_sum(P)
     P /= xp.where(total > 0, total, 1)
     return P, SoftmaxCache(P)
 
@@ -165,7 +165,7 @@ def softmax(s):
 def softmax_backward(dP, cache):
     P = cache.P
     # dP_k/ds_l = P_k (delta_kl - P_l)
-    ds = dP - array_namespace(dP).einsum("...k,...k->...", dP, P)[..., None]
+    ds = dP - row_dot(dP, P)
     ds *= P
     return ds
 

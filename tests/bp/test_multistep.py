@@ -218,7 +218,10 @@ def test_messages_that_would_not_fit_are_refused():
     assert largest**3 == MAX_MESSAGES == 2**24  # L = 256, as the docstrings say
     L = largest + 1
     for how in ({"steps": 2}, {"damping": 0.1}):
-        with pytest.raises(ValueError, match=rf"steps: .*\({L}, {L}, {L}\), more than {MAX_MESSAGES} .*steps=1"):
+        with pytest.raises(
+            ValueError,
+            match=rf"steps: .*1 matrices of {L} tokens .*{L**3} numbers, more than {MAX_MESSAGES}; .*steps=1",
+        ):
             ms.refine(np.ones((L, L)), 0.2, **how)
     with pytest.raises(ValueError, match="steps: "):
         ms.refine_with_factor(np.ones((400, 40, 40)), np.ones((40, 40)), steps=2)
