@@ -56,8 +56,8 @@ def refine_steps(P, factor, steps, damping=0.0, causal=False, include_self=False
     if P.size * L > MAX_MESSAGES:
         raise ValueError(
             f"steps: with steps={steps}, damping={damping:g} the messages of {P.size // L**2} matrices of {L} tokens "
-            f"are {P.size * L} numbers, more than {MAX_MESSAGES}; pass fewer matrices at a time, shorter ones, or steps=1 "
-            "without damping, which needs no such array"
+            f"are {P.size * L} numbers, more than {MAX_MESSAGES}; pass fewer matrices at a time, shorter ones, or "
+            "steps=1 without damping, which needs no such array"
         )
     P = P.astype(np.float64)
     i, j = xp.arange(L)[:, None], xp.arange(L)
