@@ -17,7 +17,7 @@ REPEATS = 40
 STREAMING = (16384, 64)  # tokens, head width
 
 
-def take_turns(functions, repeats=REPEATS):
+def take_turns(functions, repeats):
     """{name: seconds of each call} of {name: function}, one call of each in turn."""
     seconds = {name: [] for name in functions}
     for turn in range(repeats + 2):
@@ -49,7 +49,7 @@ def bench_bp(out):
         "refine_vjp (forward and backward)": lambda: bp.refine_vjp(A, 0.2, dB),
         "refine_vjp, causal": lambda: bp.refine_vjp(A, 0.2, dB, causal=True),
     } | _naive_pytorch(A, dB)
-    seconds = {name: summary(values) for name, values in take_turns(contestants).items()}
+    seconds = {name: summary(values) for name, values in take_turns(contestants, REPEATS).items()}
     results = {"environment": environment(), "shape": list(A.shape), "dtype": "float32", "repeats": REPEATS}
     results["refinement"] = seconds
 
@@ -57,7 +57,7 @@ def bench_bp(out):
     started = time.perf_counter()
     bp.algorithm1(small, 0.2)
     loops = time.perf_counter() - started
-    vectorised = summary(take_turns({"refine": lambda: bp.refine(small, 0.2)})["refine"])["median"]
+    vectorised = summary(take_turns({"refine": lambda: bp.refine(small, 0.2)}, REPEATS)["refine"])["median"]
     results["algorithm1"] = {"length": 64, "seconds": loops, "seconds_refine": vectorised}
     results["streaming"] = _streaming_memory()
 

@@ -67,6 +67,16 @@ def build_parser():
     add("--batch", type=number(int, 1, whole(1)), default=16, help="sequences per step")
     add("--out", default="runs/compare", metavar="DIR", help="folder for results.json and attention.png")
     compare.set_defaults(run=run_compare)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure speed and memory beside a peer",
+        description="Measure speed and memory as medians with spreads, and as ratios to a peer in the same run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bench.add_argument("what", choices=["bp"], help="bp: refinement, streaming attention, Algorithm 1 in loops")
+    bench.add_argument("--out", default="runs/bench", metavar="DIR", help="folder for the results as JSON")
+    bench.set_defaults(run=run_bench)
     return parser
 
 
@@ -112,6 +122,13 @@ def run_compare(args, fail):
     print("\n" + table(results) + "\n")
     print("\n".join(findings(results)))
     print(f"Wrote {out / 'results.json'} and {out / 'attention.png'}")
+
+
+def run_bench(args, fail):
+    out = writable_folder(args.out, fail)
+    from .bench import bench_bp
+
+    bench_bp(out / f"{args.what}.json")
 
 
 def writable_folder(path, fail):

@@ -94,7 +94,7 @@ def beliefs(P, t, reach, causal=False, include_self=False, out=None):
     # Terms below tiny * e^reach may have been lost (a weight below tiny, divided by a t as small as e^-reach).
     limits = np.finfo(P.dtype)
     faint = limits.tiny / limits.eps**2 * math.exp(reach) > Z
-    ratio /= xp.where(faint, 1, Z)
+    ratio *= 1 / xp.where(faint, 1, Z)
     B = xp.multiply(P, ratio, out=out)
     if faint.any():
         B_in_logs, ratio_in_logs = _beliefs_in_logs(P, t, causal, include_self)

@@ -1,0 +1,23 @@
+import json
+
+import numpy as np
+
+from minisaobp import bench
+
+
+def test_contestants_take_turns():
+    calls = []
+    seconds = bench.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    assert calls == ["a", "b"] * 5 and [len(s) for s in seconds.values()] == [3, 3]  # two turns to warm up
+    assert bench.summary([1.0, 2.0, 3.0]) == {"median": 2.0, "quartiles": [1.0, 3.0]}
+
+
+def test_bench_bp_measures_and_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "REPEATS", 2)
+    monkeypatch.setattr(bench, "STREAMING", (256, 8))
+    bench.bench_bp(tmp_path / "bp.json")
+    results = json.loads((tmp_path / "bp.json").read_text())
+    assert results["refinement"]["refine"]["median"] > 0 and np.isfinite(results["streaming"]["peak_megabytes"])
+    assert results["algorithm1"]["seconds"] > results["algorithm1"]["seconds_refine"]
+    printed = capsys.readouterr().out
+    assert "Floor" in printed and f"Wrote {tmp_path}" in printed
