@@ -112,7 +112,7 @@ def _naive_pytorch(A, dB):
 
 
 _STREAMING_RUN = """
-import resource, sys, time
+import re, resource, sys, time
 import numpy as np
 import minisaobp as ms
 L, E = map(int, sys.argv[1:])
@@ -122,8 +122,12 @@ started = time.perf_counter()
 O, cache = ms.streaming_attention(Q, K, V, 0.2)
 gradients = ms.streaming_attention_backward(dO, cache)
 seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(seconds, peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
+try:  # the peak of this program alone; ru_maxrss can be that of the process it was forked from
+    with open("/proc/self/status") as file:
+        peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(seconds, peak / 1e6)
 """
 
 
