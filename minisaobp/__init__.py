@@ -11,12 +11,16 @@ from .bp import (
     streaming_attention_backward,
 )
 from .metrics import attention_entropy, gtd, indirect_attention, indirect_entropy
+from .nn import Bert
 
 __version__ = "0.1.0"
+
+from_pretrained = Bert.from_pretrained
 __all__ = [
     "FactorGraph",
     "algorithm1",
     "attention_entropy",
+    "from_pretrained",
     "gtd",
     "indirect_attention",
     "indirect_entropy",

@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 from . import bp
-from .results import environment, write_json
+from .files import write_json
+from .results import environment
 
 REPEATS = 40
 STREAMING = (16384, 64)  # tokens, head width

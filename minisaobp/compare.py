@@ -9,8 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from . import metrics
+from .files import write_json
 from .nn import Bert
-from .results import environment, write_json
+from .results import environment
 from .text.corpora import python_documentation, text_files
 from .text.masking import mask_tokens, masked_batches
 from .text.tokenizer import SPECIAL, pack, train_wordpiece

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .results import write_whole
+from .files import write_whole
 
 STYLES = {
     "original": {"color": "#000000", "linestyle": "-", "marker": "o"},

@@ -11,7 +11,8 @@ from ..bp.refinement import MAX_LAM, VARIANTS
 class Config:
     """Sizes of a BERT-style encoder and the attention of its layers.
 
-    attention_variant and lam are one value, or a list with one per layer.
+    attention_variant and lam are one value, or a list with one per layer. The embedding of pad_token_id takes no
+    gradient where it is read (as the output table of a tied decoder it does), which is Hugging Face's convention.
     """
 
     vocab_size: int
@@ -23,6 +24,7 @@ class Config:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    pad_token_id: int | None = 0
     attention_variant: str | list = "original"
     lam: float | list = 0.2
 
@@ -39,6 +41,9 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        pad = self.pad_token_id
+        if pad is not None and (not isinstance(pad, numbers.Integral) or not 0 <= pad < self.vocab_size):
+            raise ValueError(f"pad_token_id: expected null or 0..{self.vocab_size - 1}, got {pad!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads: expected a divisor of hidden_size = {self.hidden_size}, "

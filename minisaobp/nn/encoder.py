@@ -55,11 +55,14 @@ def embed(ids, w, eps):
     return y, (words_cache, norm_cache)
 
 
-def embed_backward(dy, cache, g):
+def embed_backward(dy, cache, g, pad=None):
+    """Gradients of the three tables and the LayerNorm, written into g; none for the word `pad`."""
     words_cache, norm_cache = cache
     dx, g["LayerNorm.weight"][...], g["LayerNorm.bias"][...] = ops.layer_norm_backward(dy, norm_cache)
     # x = words + positions + types
     g["word_embeddings.weight"][...] = ops.embedding_backward(dx, words_cache)
+    if pad is not None:
+        g["word_embeddings.weight"][pad] = 0
     dpositions = dx.sum(axis=0)
     g["position_embeddings.weight"][: len(dpositions)] = dpositions
     g["token_type_embeddings.weight"][0] = dpositions.sum(axis=0)
@@ -182,13 +185,13 @@ def encode(ids, w, config, valid=None):
     return x, maps, caches
 
 
-def encode_backward(dx, caches, g):
+def encode_backward(dx, caches, g, config):
     """Gradients of every encoder parameter, written into g (Parameters), from dx (B, L, D)."""
     for n in reversed(range(len(caches) - 1)):
         layer = f"bert.encoder.layer.{n}."
         dqkv = [g.stacked([layer + name + kind for name in QKV]) for kind in (".weight", ".bias")]
         dx, _ = block_backward(dx, caches[n + 1], g.under(layer), *dqkv)
-    embed_backward(dx, caches[0], g.under("bert.embeddings."))
+    embed_backward(dx, caches[0], g.under("bert.embeddings."), config.pad_token_id)
 
 
 def masked_lm_loss(ids, labels, w, config, valid=None):
@@ -209,6 +212,6 @@ def masked_lm_loss(ids, labels, w, config, valid=None):
     drows, dtable = masked_lm_head_backward(dlogits, head_cache, g.under("cls.predictions."))
     dhidden = xp.zeros_like(hidden)
     dhidden.reshape(-1, hidden.shape[-1])[at] = drows
-    encode_backward(dhidden, caches, g)
+    encode_backward(dhidden, caches, g, config)
     g["bert.embeddings.word_embeddings.weight"][...] += dtable  # tied: the table is read at both ends
     return loss, g

@@ -5,6 +5,7 @@ import numpy as np
 from ..backend import array_namespace
 from .encoder import encode, masked_lm_head, masked_lm_loss, parameter_shapes
 from .parameters import Parameters
+from .pretrained import load, save
 
 
 class Bert:
@@ -27,6 +28,18 @@ class Bert:
             if name.endswith("LayerNorm.weight"):
                 view[...] = 1
         return cls(config, parameters)
+
+    @classmethod
+    def from_pretrained(cls, directory):
+        """The model in a directory with config.json and model.safetensors, ours or Hugging Face's BertForMaskedLM.
+
+        Raises ValueError that names the file, the key or the tensor and both shapes (see `pretrained.load`).
+        """
+        return cls(*load(directory))
+
+    def save_pretrained(self, directory):
+        """Write config.json and model.safetensors into a directory; `from_pretrained` and transformers open it."""
+        save(self.config, self.parameters, directory)
 
     def logits(self, ids, attention_mask=None):
         """Scores of every token of the vocabulary at every position, (B, L, V)."""

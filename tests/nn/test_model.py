@@ -8,6 +8,7 @@ SIZES = {"vocab_size": 11, "hidden_size": 12, "num_hidden_layers": 2, "num_atten
 
 
 def tiny(variant="original", dtype=np.float64, **changes):
+    changes = {"pad_token_id": None} | changes  # so that token 0 is a token like any other
     config = Config(**SIZES, max_position_embeddings=7, attention_variant=variant, lam=0.4, **changes)
     model = Bert.initialise(config, np.random.default_rng(0), dtype)
     model.parameters.flat[...] += 0.3 * np.random.default_rng(1).standard_normal(model.parameters.flat.size)
@@ -39,6 +40,13 @@ def test_gradient_of_every_parameter(variant):
             if variant == "original":
                 continue
         assert abs(numeric - analytic) <= TOLERANCE * max(abs(numeric), 1e-3), (name, numeric, analytic)
+
+
+def test_the_padding_token_is_not_trained_where_it_is_read():
+    with_pad, without = (tiny(pad_token_id=pad).loss_and_gradients(IDS, LABELS)[1] for pad in (3, None))
+    table = "bert.embeddings.word_embeddings.weight"
+    differs = (with_pad[table] != without[table]).any(axis=1)
+    assert np.flatnonzero(differs).tolist() == [3]
 
 
 def test_padding_changes_nothing():

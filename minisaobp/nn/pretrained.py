@@ -1,0 +1,87 @@
+"""Models on disk as Hugging Face stores them: config.json and model.safetensors, read and written without pickle."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialise
+
+from ..backend import to_host
+from ..files import write_json, write_whole
+from .config import Config
+from .encoder import parameter_shapes
+from .parameters import Parameters
+
+# what a configuration may say without changing the model, and the only value of each that is implemented here
+FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "tie_word_embeddings": True}
+TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"} | {
+    "cls.predictions.decoder.bias": "cls.predictions.bias"
+}
+
+
+def load(directory):
+    """Config and Parameters from a directory that `save` or Hugging Face's BertForMaskedLM wrote.
+
+    Keys of config.json that it does not know are ignored, those that would make another model refused. Weights keep
+    their dtype if it is float32 or float64; float16 becomes float32. Tensors that a masked language model does not
+    use (a pooler) are left out. Raises ValueError that names the file, the key or the tensor and both shapes.
+    """
+    directory = Path(directory)
+    config = _config(directory / "config.json")
+    path = directory / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, TypeError, AttributeError, KeyError) as error:  # the last three: bfloat16
+        raise ValueError(f"{path} cannot be read as safetensors of NumPy dtypes ({error})") from None
+    shapes = parameter_shapes(config)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise ValueError(f"{path} has no tensor {name}, which config.json asks for with shape {shape}")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{path}: {name} has shape {tensors[name].shape}, config.json asks for {shape}")
+        if tensors[name].dtype.kind != "f":
+            raise ValueError(f"{path}: {name} is {tensors[name].dtype}, expected floating point")
+    for copy, original in TIED.items():
+        if copy in tensors and not np.array_equal(tensors[copy], tensors[original]):
+            raise ValueError(f"{path}: {copy} differs from {original}; only tied weights are implemented")
+    dtype = np.result_type(np.float32, *(tensors[name].dtype for name in shapes))
+    parameters = Parameters(shapes, dtype=dtype)
+    for name, view in parameters.items():
+        view[...] = tensors[name]
+    return config, parameters
+
+
+def save(config, parameters, directory):
+    """Write config.json and model.safetensors into a directory, made if it is not there; transformers opens it.
+
+    Each file is written beside and renamed, the weights first: a directory never holds half of either.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    # contiguous copies: safetensors writes the memory of a strided view as if it had no strides
+    tensors = {name: np.ascontiguousarray(to_host(view)) for name, view in parameters.items()}
+    data = serialise(tensors, metadata={"format": "pt"})  # transformers asks for a format, and means its layout by it
+    write_whole(directory / "model.safetensors", lambda file: file.write(data))
+    described = FIXED | {"architectures": ["BertForMaskedLM"]} | dataclasses.asdict(config)
+    described |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    write_json(directory / "config.json", described)
+
+
+def _config(path):
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(described, dict):
+        raise ValueError(f"{path}: expected an object, got {type(described).__name__}")
+    for key, only in FIXED.items():
+        if described.get(key, only) != only:
+            raise ValueError(f"{path}: {key}: expected {only!r}, got {described[key]!r}")
+    known = {field.name for field in dataclasses.fields(Config)}
+    try:
+        return Config(**{key: value for key, value in described.items() if key in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
