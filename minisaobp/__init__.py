@@ -11,11 +11,9 @@ from .bp import (
     streaming_attention_backward,
 )
 from .metrics import attention_entropy, gtd, indirect_attention, indirect_entropy
-from .nn import Bert
+from .nn import from_pretrained
 
 __version__ = "0.1.0"
-
-from_pretrained = Bert.from_pretrained
 __all__ = [
     "FactorGraph",
     "algorithm1",

@@ -1,7 +1,7 @@
 """The autograd-free transformer: every operation a forward and a backward function, side by side."""
 
 from .config import Config
-from .model import Bert
+from .model import Bert, Gpt2, from_pretrained
 from .parameters import Parameters
 
-__all__ = ["Bert", "Config", "Parameters"]
+__all__ = ["Bert", "Config", "Gpt2", "Parameters", "from_pretrained"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import array_namespace
-from ..bp.refinement import refine_rows, refine_rows_backward
+from ..bp.refinement import refine_rows, refine_rows_backward, visible_entries
 from .ops import softmax, softmax_backward
 
 
@@ -23,27 +23,30 @@ class AttentionCache(NamedTuple):
     valid: Any  # (B, L) or None
 
 
-def attention(qkv, lam, variant, valid=None):
+def attention(qkv, lam, variant, valid=None, causal=False):
     """Mixed values and the attention that mixed them: qkv (B, L, 3, H, E) -> (B, L, H, E), A (B, H, L, L), cache.
 
     lam: a number or (H, 1, 1). valid: (B, L) booleans, False for padding, or None if there is none. Padding is never
     attended to. Refined attention is zero in the rows of padded queries too, for they must send no message; with
-    "original" these rows are a softmax like any other, as in other implementations of BERT.
+    "original" these rows are a softmax like any other, as in other implementations. causal: no token attends to or
+    hears a later one (Appendix C).
     """
     xp = array_namespace(qkv)
     q, k, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))  # views [B, H, L, E]
     q = q * q.dtype.type(1 / math.sqrt(q.shape[-1]))
     scores = q @ k.swapaxes(-1, -2)  # [L, E] @ [E, L] -> [L, L]
-    visible = None
+    visible = visible_entries(scores, causal, None)
+    if causal:
+        scores += xp.where(visible, 0, -np.inf).astype(scores.dtype)
     if valid is not None:
         scores += xp.where(valid, 0, -np.inf).astype(scores.dtype)[:, None, None, :]
         if variant != "original":
             scores += xp.where(valid, 0, -np.inf).astype(scores.dtype)[:, None, :, None]
-            visible = (valid[:, :, None] & valid[:, None, :])[:, None]
+            visible = visible_entries(scores, causal, valid[:, None])
     A, softmax_cache = softmax(scores)
     refinement_cache = None
     if variant != "original":
-        A, refinement_cache = refine_rows(A, lam, variant, visible=visible)
+        A, refinement_cache = refine_rows(A, lam, variant, causal=causal, visible=visible)
     mixed = (A @ v).transpose(0, 2, 1, 3)  # [L, L] @ [L, E] -> [L, E]
     return mixed, A, AttentionCache(q, k, v, A, softmax_cache, refinement_cache, valid)
 

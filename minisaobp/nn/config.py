@@ -9,7 +9,7 @@ from ..bp.refinement import MAX_LAM, VARIANTS
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes of a BERT-style encoder and the attention of its layers.
+    """Sizes of a BERT-style encoder ("bert") or a GPT-2-style decoder ("gpt2") and the attention of its layers.
 
     attention_variant and lam are one value, or a list with one per layer. The embedding of pad_token_id takes no
     gradient where it is read (as the output table of a tied decoder it does), which is Hugging Face's convention.
@@ -27,6 +27,7 @@ class Config:
     pad_token_id: int | None = 0
     attention_variant: str | list = "original"
     lam: float | list = 0.2
+    model_type: str = "bert"
 
     def __post_init__(self):
         for name in [
@@ -41,6 +42,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if self.model_type not in ("bert", "gpt2"):
+            raise ValueError(f"model_type: expected bert or gpt2, got {self.model_type!r}")
         pad = self.pad_token_id
         if pad is not None and (not isinstance(pad, numbers.Integral) or not 0 <= pad < self.vocab_size):
             raise ValueError(f"pad_token_id: expected null or 0..{self.vocab_size - 1}, got {pad!r}")

@@ -144,6 +144,32 @@ def gelu_backward(dy, cache):
     return dy * cache.slope
 
 
+class GeluTanhCache(NamedTuple):
+    x: Any  # (...)
+    tanh: Any  # (...)
+
+
+def gelu_tanh(x):
+    """GPT-2's GELU, y = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2; any shape."""
+    inner = x * x
+    inner *= 0.044715
+    inner += 1
+    inner *= x
+    inner *= math.sqrt(2 / math.pi)
+    tanh = array_namespace(x).tanh(inner, out=inner)
+    y = tanh + 1
+    y *= x
+    y *= 0.5
+    return y, GeluTanhCache(x, tanh)
+
+
+def gelu_tanh_backward(dy, cache):
+    x, tanh = cache
+    # y = x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)
+    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return dy * 0.5 * (1 + tanh + x * (1 - tanh * tanh) * du)
+
+
 # ---- softmax --------------------------------------------------------------------------------------------------------
 
 

@@ -12,22 +12,50 @@ from safetensors.numpy import save as serialise
 from ..backend import to_host
 from ..files import write_json, write_whole
 from .config import Config
-from .encoder import parameter_shapes
 from .parameters import Parameters
 
-# what a configuration may say without changing the model, and the only value of each that is implemented here
-FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "tie_word_embeddings": True}
-TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"} | {
-    "cls.predictions.decoder.bias": "cls.predictions.bias"
+# GPT-2's names for what Config calls as BERT does
+GPT2_KEYS = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+    "layer_norm_eps": "layer_norm_epsilon",
+}
+# keys with only one value implemented, and what a file without the key means
+FIXED = {
+    "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "tie_word_embeddings": True},
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+}
+WRITTEN_WITH = {
+    "bert": {
+        "architectures": ["BertForMaskedLM"],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "gpt2": {"architectures": ["GPT2LMHeadModel"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "lm_head.weight": "transformer.wte.weight",
 }
 
 
-def load(directory):
-    """Config and Parameters from a directory that `save` or Hugging Face's BertForMaskedLM wrote.
+def load(directory, shapes_of):
+    """Config and Parameters from a directory that `save` or Hugging Face's model wrote.
 
-    Keys of config.json that it does not know are ignored, those that would make another model refused. Weights keep
-    their dtype if it is float32 or float64; float16 becomes float32. Tensors that a masked language model does not
-    use (a pooler) are left out. Raises ValueError that names the file, the key or the tensor and both shapes.
+    shapes_of: {model type: function from a Config to {name: shape}}. Keys of config.json that it does not know are
+    ignored, those that would make another model refused. Weights keep their dtype if it is float32 or float64; float16
+    becomes float32. Tensors that a language model does not use (a pooler) are left out. Raises ValueError that names
+    the file, the key or the tensor and both shapes.
     """
     directory = Path(directory)
     config = _config(directory / "config.json")
@@ -36,7 +64,7 @@ def load(directory):
         tensors = load_file(path)
     except (OSError, SafetensorError, TypeError, AttributeError, KeyError) as error:  # the last three: bfloat16
         raise ValueError(f"{path} cannot be read as safetensors of NumPy dtypes ({error})") from None
-    shapes = parameter_shapes(config)
+    shapes = shapes_of[config.model_type](config)
     for name, shape in shapes.items():
         if name not in tensors:
             raise ValueError(f"{path} has no tensor {name}, which config.json asks for with shape {shape}")
@@ -45,7 +73,7 @@ def load(directory):
         if tensors[name].dtype.kind != "f":
             raise ValueError(f"{path}: {name} is {tensors[name].dtype}, expected floating point")
     for copy, original in TIED.items():
-        if copy in tensors and not np.array_equal(tensors[copy], tensors[original]):
+        if copy in tensors and original in shapes and not np.array_equal(tensors[copy], tensors[original]):
             raise ValueError(f"{path}: {copy} differs from {original}; only tied weights are implemented")
     dtype = np.result_type(np.float32, *(tensors[name].dtype for name in shapes))
     parameters = Parameters(shapes, dtype=dtype)
@@ -65,9 +93,9 @@ def save(config, parameters, directory):
     tensors = {name: np.ascontiguousarray(to_host(view)) for name, view in parameters.items()}
     data = serialise(tensors, metadata={"format": "pt"})  # transformers asks for a format, and means its layout by it
     write_whole(directory / "model.safetensors", lambda file: file.write(data))
-    described = FIXED | {"architectures": ["BertForMaskedLM"]} | dataclasses.asdict(config)
-    described |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    write_json(directory / "config.json", described)
+    names = GPT2_KEYS if config.model_type == "gpt2" else {}
+    described = {names.get(key, key): value for key, value in dataclasses.asdict(config).items()}
+    write_json(directory / "config.json", described | FIXED[config.model_type] | WRITTEN_WITH[config.model_type])
 
 
 def _config(path):
@@ -77,9 +105,17 @@ def _config(path):
         raise ValueError(f"{path} cannot be read as JSON ({error})") from None
     if not isinstance(described, dict):
         raise ValueError(f"{path}: expected an object, got {type(described).__name__}")
-    for key, only in FIXED.items():
+    kind = described.get("model_type")
+    if kind not in FIXED:
+        raise ValueError(f"{path}: model_type: expected one of {', '.join(FIXED)}, got {kind!r}")
+    for key, only in FIXED[kind].items():
         if described.get(key, only) != only:
             raise ValueError(f"{path}: {key}: expected {only!r}, got {described[key]!r}")
+    if kind == "gpt2":
+        described = {"layer_norm_epsilon": 1e-5} | described
+        described["n_inner"] = described.get("n_inner") or 4 * described.get("n_embd", 0)
+        described |= {ours: described[theirs] for ours, theirs in GPT2_KEYS.items() if theirs in described}
+        described["pad_token_id"] = None  # its embedding is trained like any other, as transformers does for GPT-2
     known = {field.name for field in dataclasses.fields(Config)}
     try:
         return Config(**{key: value for key, value in described.items() if key in known})

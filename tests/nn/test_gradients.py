@@ -26,12 +26,12 @@ def _tuple(gradients):
     return gradients if isinstance(gradients, tuple) else (gradients,)
 
 
-def attention_of(variant, valid):
+def attention_of(variant, valid, causal):
     def forward(qkv, lam):
-        return attn.attention(qkv, lam, variant, valid)[0]
+        return attn.attention(qkv, lam, variant, valid, causal)[0]
 
     def vjp(dmixed, qkv, lam):
-        dqkv, dlam = attn.attention_backward(dmixed, attn.attention(qkv, lam, variant, valid)[2])
+        dqkv, dlam = attn.attention_backward(dmixed, attn.attention(qkv, lam, variant, valid, causal)[2])
         return dqkv, np.zeros_like(lam) if dlam is None else dlam
 
     return forward, vjp
@@ -44,16 +44,18 @@ OPERATIONS = {
         [(2, 3, 6), (6,), (6,)],
     ),
     "gelu": (*pair(ops.gelu, ops.gelu_backward), [(3, 7)]),
+    "gelu_tanh": (*pair(ops.gelu_tanh, ops.gelu_tanh_backward), [(3, 7)]),
     "softmax": (*pair(ops.softmax, ops.softmax_backward), [(2, 3, 6)]),
     "embedding": (*pair(lambda table: ops.embedding(IDS, table), ops.embedding_backward), [(5, 3)]),
     "cross_entropy": (*pair(lambda x: ops.cross_entropy(x, LABELS), ops.cross_entropy_backward), [(4, 6)]),
 } | {
-    f"attention {variant}{' padded' if valid is not None else ''}": (
-        *attention_of(variant, valid),
+    f"attention {variant}{' padded' if valid is not None else ''}{' causal' if causal else ''}": (
+        *attention_of(variant, valid, causal),
         [(2, 5, 3, 3, 4), LAM],
     )
     for variant in ("original", "high", "low", "elemmul")
     for valid in (None, VALID)
+    for causal in (False, True)
 }
 
 

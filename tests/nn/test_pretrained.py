@@ -61,7 +61,7 @@ def test_damaged_files_are_named(saved, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hidden_act", "relu"), ("model_type", "gpt2"), ("num_attention_heads", 5), ("attention_variant", "hi")],
+    [("hidden_act", "relu"), ("model_type", "t5"), ("num_attention_heads", 5), ("attention_variant", "hi")],
 )
 def test_another_model_is_refused(saved, key, value):
     described = json.loads((saved / "config.json").read_text())
