@@ -78,3 +78,39 @@ class Config:
         if len(value) != self.num_hidden_layers:
             raise ValueError(f"{name}: expected {self.num_hidden_layers} values, one per layer, got {len(value)}")
         return list(value)
+
+
+# Table 4 and Appendix C: layers, width, heads, feed-forward width, and the paper's lambda for that size
+_SIZES = {
+    "mini": (4, 256, 4, 1024, 0.2),
+    "small": (4, 512, 8, 2048, 0.08),
+    "medium": (8, 512, 8, 2048, 0.05),
+}
+PRESETS = tuple(f"{kind}-{size}" for kind in ("bert", "gpt2") for size in _SIZES)
+
+
+def preset(name, vocab_size=None, **changes):
+    """The Config of a model of the paper: bert-mini, bert-small, bert-medium, gpt2-mini, gpt2-small, gpt2-medium.
+
+    The vocabulary is that of the original BERT (30,522) or GPT-2 (50,257) unless given; any other field of Config can
+    be changed by name. Raises ValueError for a name that is not one of these.
+
+    >>> preset("bert-small").hidden_size, preset("gpt2-mini", attention_variant="high").lam
+    (512, 0.2)
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    kind, size = name.split("-")
+    layers, width, heads, feed_forward, lam = _SIZES[size]
+    described = {
+        "vocab_size": vocab_size or (30522 if kind == "bert" else 50257),
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": feed_forward,
+        "lam": lam,
+        "model_type": kind,
+    }
+    if kind == "gpt2":
+        described |= {"max_position_embeddings": 1024, "layer_norm_eps": 1e-5, "pad_token_id": None}
+    return Config(**described | changes)

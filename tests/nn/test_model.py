@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from minisaobp.nn import Bert, Config, Parameters
+from minisaobp.nn import PRESETS, Bert, Config, Parameters, preset
 from tests.gradient_check import TOLERANCE
 
 SIZES = {"vocab_size": 11, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
@@ -94,10 +96,20 @@ def test_parameters_lie_side_by_side_matrices_first():
         parameters.like(np.zeros(3))
 
 
-def test_parameter_count_of_bert_mini():
-    config = Config(vocab_size=30522)
-    shapes = Bert.initialise(config, np.random.default_rng(0)).parameters
-    assert shapes.flat.size == 11_201_594  # 4 layers, width 256, with the masked-LM head and without a pooler
+@pytest.mark.parametrize(
+    ("name", "count"), [("bert-mini", 11_201_594), ("bert-small", 28_795_194), ("bert-medium", 41_404_730)]
+)
+def test_parameter_counts_of_the_paper_with_the_masked_lm_head(name, count):
+    shapes = Bert.parameter_shapes(preset(name))
+    assert sum(math.prod(shape) for shape in shapes.values()) == count
+
+
+def test_presets():
+    for name in PRESETS:
+        assert preset(name, attention_variant="high").variants == ["high"] * preset(name).num_hidden_layers
+    assert preset("gpt2-medium", vocab_size=8192).vocab_size == 8192
+    with pytest.raises(ValueError, match="preset: .*bert-mini.*'bert-huge'"):
+        preset("bert-huge")
 
 
 BAD_CONFIGS = {
