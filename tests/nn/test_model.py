@@ -108,7 +108,7 @@ def test_presets():
     for name in PRESETS:
         assert preset(name, attention_variant="high").variants == ["high"] * preset(name).num_hidden_layers
     assert preset("gpt2-medium", vocab_size=8192).vocab_size == 8192
-    with pytest.raises(ValueError, match="preset: .*bert-mini.*'bert-huge'"):
+    with pytest.raises(ValueError, match=r"preset: .*bert-mini.*'bert-huge'"):
         preset("bert-huge")
 
 
