@@ -12,7 +12,16 @@ import numpy as np
 
 FLOATS = ("float16", "float32", "float64")
 PIECE = 1 << 20  # numbers of one array that a thread works on at a time: 4 MiB in float32, large beside the calls
-_threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisaobp")
+
+
+def _start_threads():
+    global _threads
+    _threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisaobp")
+
+
+_start_threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_threads)  # a forked process inherits the pool but none of its threads
 
 
 def array_namespace(*arrays):
@@ -33,10 +42,12 @@ def as_array(x, name):
     Raises TypeError that names the argument if it is neither, or cannot be exported (a tensor that requires grad,
     a tensor on a device that NumPy cannot read).
     """
-    if isinstance(x, np.ndarray) or array_namespace(x) is not np:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask of its own, got {type(x).__name__}")
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x)  # np.matrix and its like calculate otherwise
+    if array_namespace(x) is not np:
         return x
-    if isinstance(x, np.generic):
-        return np.asarray(x)
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name}: expected a NumPy, CuPy or DLPack array, got {type(x).__name__}")
     try:
@@ -60,6 +71,9 @@ def attention_array(A, name="A"):
         bad = to_host(xp.argwhere(~((A >= 0) & (A < np.inf)))[0])
         where = tuple(int(i) for i in bad)
         raise ValueError(f"{name}: expected finite values >= 0, got {float(A[where])} at {where}, shape {A.shape}")
+    largest = np.finfo(np.promote_types(A.dtype, np.float32)).max / A.shape[-1]
+    if A.size and not A.max() <= largest:
+        raise ValueError(f"{name}: expected row sums that {A.dtype} can hold, got entries up to {float(A.max()):g}")
     return A
 
 
@@ -99,6 +113,8 @@ def in_pieces(work, stack, whole=False):
     """
     count = len(stack)
     step = max(1, PIECE // max(1, stack[:1].size))
+    if not stack.size:
+        return
     if whole or count <= step or array_namespace(stack) is not np:
         work(slice(0, count))
     else:

@@ -23,7 +23,7 @@ def take_turns(functions, repeats):
     seconds = {name: [] for name in functions}
     for turn in range(repeats + 2):
         for name, function in functions.items():
-            time.sleep(0.002)  # a peer's worker threads spin for a moment after their work
+            time.sleep(0.01)  # the worker threads of a peer spin for a few milliseconds after their work
             started = time.perf_counter()
             function()
             if turn >= 2:  # the first two warm up caches and allocators

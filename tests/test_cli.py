@@ -86,6 +86,25 @@ def test_interrupt_keeps_what_was_finished(tmp_path, corpus):
     assert os.listdir(tmp_path) == ["results.json"]
 
 
+def test_interrupt_before_anything_is_finished_keeps_an_earlier_run(small_run, corpus):
+    _, out = small_run
+    before = {name: (out / name).read_bytes() for name in os.listdir(out)}
+    command = [sys.executable, "-m", "minisaobp", "compare", *SMALL[2:], "--steps", "100000"]
+    command += ["--corpus", str(corpus), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "loss" not in process.stderr.read(40):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "nothing was finished" in errors
+    assert {name: (out / name).read_bytes() for name in os.listdir(out)} == before
+
+
+def test_negative_lam_with_an_exponent(corpus, tmp_path):
+    done = run("compare", *SMALL, "--variants", "low", "--lam", "-1e-3", "--corpus", corpus, "--out", tmp_path)
+    assert done.returncode == 0 and json.loads((tmp_path / "results.json").read_text())["settings"]["lam"] == -1e-3
+
+
 def test_help_explains_every_option():
     text = run("compare", "--help").stdout
     for option in ["corpus", "variants", "lam", "steps", "seed", "layers", "width", "heads", "length", "batch", "out"]:
@@ -101,12 +120,15 @@ def test_help_explains_every_option():
         (["--variants", "original", "hi"], "--variants: .*original, high, low, elemmul, got 'hi'"),
         (["--variants", "high", "high"], "--variants: .*each name once"),
         (["--heads", "3", "--width", "16"], "--heads: expected a divisor of --width 16, got 3"),
-        (["--steps", "0"], "--steps: expected a whole number of at least 1, got '0'"),
+        (["--steps", "0"], "--steps: expected a whole number from 1 to 1000000000, got '0'"),
+        (["--layers", "1" + "0" * 23], "--layers: expected a whole number from 1 to 10000"),
+        (["--lam", "81"], "--lam: expected a number from -80 to 80, got '81'"),
+        (["--width", "100000", "--heads", "1", "--layers", "9999"], "these sizes need about .* GB"),
         (["--seed", "1.5"], "--seed: .*'1.5'"),
-        (["--length", "4"], "--length: .*at least 8"),
-        (["--corpus", "missing.txt"], "--corpus: missing.txt cannot be read"),
-        (["--corpus", "empty.txt"], "--corpus: empty.txt is empty"),
-        (["--corpus", "latin.txt"], "--corpus: latin.txt is not UTF-8"),
+        (["--length", "4"], "--length: .*from 8 to"),
+        (["--corpus", "missing.txt"], "--corpus: .*'missing.txt' cannot be read"),
+        (["--corpus", "empty.txt"], "--corpus: .*'empty.txt' is empty"),
+        (["--corpus", "latin.txt"], "--corpus: .*'latin.txt' is not UTF-8"),
         (["--corpus", "short.txt"], "--corpus: .* shorter than one sequence of --length 16"),
         (["--out", "empty.txt"], "--out: expected a folder that can be written, got 'empty.txt'"),
         (["--out", "/proc/none"], "--out: .*'/proc/none'"),

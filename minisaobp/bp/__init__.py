@@ -4,7 +4,7 @@ from .algorithm1 import algorithm1, algorithm1_row_product
 from .custom_factor import refine_with_factor, refine_with_factor_vjp
 from .factor_graph import FactorGraph
 from .potts import bp_high, bp_low, potts
-from .refinement import refine, refine_vjp
+from .refine import refine, refine_vjp
 from .streaming import streaming_attention, streaming_attention_backward
 
 __all__ = [

@@ -16,16 +16,8 @@ import numpy as np
 
 from ..backend import array_namespace, attention_array
 from .multistep import Factor, check_steps, refine_steps, refine_steps_backward
-from .refinement import (
-    MAX_LAM,
-    beliefs,
-    beliefs_backward,
-    checked_rows,
-    normalise_rows_backward,
-    sum_to_shape,
-    upstream_gradient,
-    within_dtype,
-)
+from .refine import checked_rows, upstream_gradient, within_dtype
+from .refinement import MAX_LAM, beliefs, beliefs_backward, normalise_rows_backward, sum_to_shape
 
 
 def factor_messages(P, psi):

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import FLOATS, array_namespace, as_array, to_host, valid_array
-from .refinement import VARIANTS, checked_lam, potts_messages, sum_to_shape, within_dtype
+from .refine import checked_lam, within_dtype
+from .refinement import VARIANTS, potts_messages, sum_to_shape
 
 ROWS = 64  # of a stripe: enough for a fast matrix product; (64, 16384) float32 is 4 MiB, a few of them stay in cache
 
@@ -64,7 +65,6 @@ def _priors(Q, K, rows, causal):
 
 
 # ---- "original": softmax attention, no messages ---------------------------------------------------------------------
-#
 # Every variant is a pair of functions of one head without padding; lam and include_self are for the Potts factor only.
 
 

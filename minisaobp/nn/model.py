@@ -53,6 +53,8 @@ class LanguageModel:
         valid = self._valid(ids, attention_mask)
         if labels.shape != ids.shape:
             raise ValueError(f"labels: expected the shape of ids, {ids.shape}, got {labels.shape}")
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"labels: expected integers, got {labels.dtype} of shape {labels.shape}")
         given = labels[:, self.first_label :]
         given = given[given != -100]
         if not given.size:

@@ -1,5 +1,7 @@
 """Where text comes from and which part of it is held out. A document is one (name, text) pair."""
 
+import os
+
 import numpy as np
 
 HELD_OUT = 0.1  # share of the characters
@@ -49,20 +51,24 @@ def _quoting_groups(topics):
 def text_files(paths):
     """UTF-8 files as training and held-out documents: the last tenth of each file is held out.
 
-    The cut is at an empty line if there is one in the last tenth, else at a line's end, else at a space. Raises
+    The cut is at the next empty line, or else line's end, or else space, as long as half of the tenth remains. Raises
     ValueError that names the file if it is missing, a folder, not UTF-8, empty or too short to cut.
     """
     training, held_out = [], []
     for path in paths:
+        if not os.path.isfile(path):
+            reason = "not a file" if os.path.exists(path) else "no such file"
+            raise ValueError(f"expected UTF-8 text files, {str(path)!r} cannot be read ({reason})")
         try:
             with open(path, encoding="utf-8-sig") as file:
                 text = file.read()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text (byte {error.start}: {error.reason})") from None
+            where = f"byte {error.start}: {error.reason}"
+            raise ValueError(f"expected UTF-8 text files, {str(path)!r} is not UTF-8 ({where})") from None
         except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+            raise ValueError(f"expected UTF-8 text files, {str(path)!r} cannot be read ({error.strerror})") from None
         if not text.strip():
-            raise ValueError(f"{path} is empty")
+            raise ValueError(f"expected text, {str(path)!r} is empty")
         cut = _cut(text.strip())
         training.append((str(path), text.strip()[:cut]))
         held_out.append((str(path), text.strip()[cut:]))
@@ -70,9 +76,9 @@ def text_files(paths):
 
 
 def _cut(text):
-    start = int(len(text) * (1 - HELD_OUT))
+    start, latest = int(len(text) * (1 - HELD_OUT)), int(len(text) * (1 - HELD_OUT / 2))
     for separator in ("\n\n", "\n", " "):
-        at = text.find(separator, start)
+        at = text.find(separator, start, latest)
         if at >= 0:
             return at + len(separator)
     return start

@@ -21,16 +21,19 @@ def train_wordpiece(documents, vocab_size):
     and of a text in very many scripts only the most frequent characters are kept, up to half of the vocabulary.
     """
     normalise, split = BertNormalizer(lowercase=True).normalize_str, BertPreTokenizer().pre_tokenize_str
-    words = [word for _, text in documents for word, _ in split(normalise(text))]
-    counts = Counter(character for word in words for character in word)
+    words = Counter(word for _, text in documents for line in text.splitlines() for word, _ in split(normalise(line)))
+    counts = Counter()
+    for word, times in words.items():
+        for character in word:
+            counts[character] += times
     alphabet = sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size // 4]
     rare = set(counts) - set(alphabet)
-    words = [word for word in words if rare.isdisjoint(word)] if rare else words
+    words = Counter({word: times for word, times in words.items() if rare.isdisjoint(word)})
     continuing = sorted({"##" + character for word in words for character in word[1:]})
 
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL + continuing, show_progress=False)
-    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.train_from_iterator(words.elements(), trainer)
 
     # the same pieces without the marks of a special token, which would match "##a" in a text as it stands
     tokenizer = Tokenizer(WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))

@@ -6,7 +6,7 @@ import pytest
 import minisaobp as ms
 from minisaobp.bp import bp_high
 from minisaobp.bp.multistep import MAX_MESSAGES, refine_steps
-from minisaobp.bp.refinement import _potts_factor
+from minisaobp.bp.refine import _potts_factor
 from tests.gradient_check import check_vjp
 
 ONE_STEP = 1e-12  # float64, L <= 8: a few dozen roundings of 1e-16 in either form

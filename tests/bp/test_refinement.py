@@ -1,7 +1,11 @@
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 
 import minisaobp as ms
+from minisaobp.backend import PIECE
 from minisaobp.bp import algorithm1_row_product, bp_high, bp_low, potts
 from minisaobp.bp.refinement import beliefs, normalise_rows, potts_messages
 from tests.gradient_check import check_vjp
@@ -259,6 +263,11 @@ BAD = {
     "variant unknown": (np.eye(3), 0.2, {"variant": "hi"}, ValueError, "variant: .*'hi'"),
     "valid not boolean": (np.eye(3), 0.2, {"valid": np.ones(3)}, TypeError, "valid: "),
     "valid of another length": (np.eye(3), 0.2, {"valid": np.ones(2, bool)}, ValueError, r"valid: .*\(2,\)"),
+    "A with a mask": (np.ma.masked_array(np.eye(3)), 0.2, {}, TypeError, "A: .*mask"),
+    "A too large to sum": (np.full((3, 3), 3e38, np.float32), 0.2, {}, ValueError, "A: .*sums"),
+    "lam a truth value": (np.eye(3), True, {}, TypeError, "lam: "),
+    "lam complex": (np.eye(3), np.array(1j), {}, TypeError, "lam: "),
+    "lam beyond floats": (np.eye(3), 10**400, {}, TypeError, "lam: "),
     "valid of length one": (np.eye(3), 0.2, {"valid": np.ones(1, bool)}, ValueError, r"valid: .*\(1,\)"),
 }
 
@@ -284,3 +293,37 @@ def test_bad_input_to_the_loops_is_named(function):
         function(np.ones((2, 3, 3)), 0.2)
     with pytest.raises(ValueError, match="lam: "):
         function(np.eye(3), np.inf)
+
+
+def test_no_matrices_at_all():
+    A = np.zeros((0, 5, 5))
+    assert ms.refine(A, 0.2).shape == ms.refine(A, 0.2, steps=2).shape == A.shape
+    dA, dlam = ms.refine_vjp(A, 0.2, A)
+    assert dA.shape == A.shape and dlam == 0
+
+
+def test_a_matrix_subclass_is_an_array():
+    B = ms.refine(np.matrix(EXAMPLE), 0.2)
+    assert type(B) is np.ndarray and np.array_equal(B, ms.refine(EXAMPLE, 0.2))
+
+
+def test_a_stack_in_threads_equals_one_matrix_at_a_time():
+    A, dB = attention((130, 100, 100), seed=6), attention((130, 100, 100), seed=7)  # more numbers than one piece
+    assert A.size > PIECE
+    B, (dA, dlam) = ms.refine(A, 0.2), ms.refine_vjp(A, 0.2, dB)
+    singly = [ms.refine_vjp(A[n], 0.2, dB[n]) for n in range(len(A))]
+    for n in (0, 77, 129):
+        assert np.array_equal(B[n], ms.refine(A[n], 0.2)) and np.array_equal(dA[n], singly[n][0])
+    assert dlam == pytest.approx(sum(one for _, one in singly), rel=1e-12)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    A = attention((130, 100, 100), dtype=np.float32)
+    wanted = ms.refine(A, 0.2).sum()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(_sum_of_refined, (A,)).get(timeout=60) == wanted
+
+
+def _sum_of_refined(A):
+    return ms.refine(A, 0.2).sum()

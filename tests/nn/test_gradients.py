@@ -11,7 +11,7 @@ R = np.random.default_rng(0)
 IDS = R.integers(0, 5, (2, 7))  # ids repeat, so their gradients must be summed
 LABELS = R.integers(0, 6, 4)
 VALID = np.arange(5) < np.array([[5], [3]])
-LAM = np.array([0.3, -0.6, 2.5]).reshape(3, 1, 1)
+LAM = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
 
 
 def pair(function, backward):
@@ -51,7 +51,7 @@ OPERATIONS = {
 } | {
     f"attention {variant}{' padded' if valid is not None else ''}{' causal' if causal else ''}": (
         *attention_of(variant, valid, causal),
-        [(2, 5, 3, 3, 4), LAM],
+        [(2, 5, 3, 4, 6), LAM],
     )
     for variant in ("original", "high", "low", "elemmul")
     for valid in (None, VALID)

@@ -35,13 +35,13 @@ def test_files_hold_out_their_last_tenth(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), (b" \n", "is empty"), (b"ab\xff\xfe", r"is not UTF-8 text \(byte 2")],
+    [(None, "cannot be read"), (b" \n", "is empty"), (b"ab\xff\xfe", r"is not UTF-8 \(byte 2")],
 )
 def test_bad_files_are_named(tmp_path, content, message):
     path = tmp_path / "bad.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"bad.txt {message}"):
+    with pytest.raises(ValueError, match=f"bad.txt' {message}"):
         text_files([path])
     with pytest.raises(ValueError, match="cannot be read"):
         text_files([tmp_path])
