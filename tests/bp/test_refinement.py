@@ -303,7 +303,7 @@ def test_no_matrices_at_all():
 
 
 def test_a_matrix_subclass_is_an_array():
-    B = ms.refine(np.matrix(EXAMPLE), 0.2)
+    B = ms.refine(EXAMPLE.view(np.matrix), 0.2)
     assert type(B) is np.ndarray and np.array_equal(B, ms.refine(EXAMPLE, 0.2))
 
 
