@@ -28,3 +28,24 @@ def check_vjp(function, vjp, arguments, rng, directions=3):
             analytic = np.sum(gradient * v)
             scale = max(abs(numeric), abs(analytic), 1e-3)  # below 1e-3 the differences themselves are rounding
             assert abs(numeric - analytic) / scale < TOLERANCE, (position, numeric, analytic)
+
+
+def check_model(model, ids, labels, mask, rng, without_gradient=()):
+    """Every parameter's gradient of a language model's loss, along one random direction each.
+
+    without_gradient: ends of the names whose gradient is zero but for rounding.
+    """
+    _, gradients = model.loss_and_gradients(ids, labels, mask)
+    for name, view in model.parameters.items():
+        v = rng.standard_normal(view.shape)
+        before, h = view.copy(), 1e-5
+        losses = []
+        for sign in (1, -1):
+            view[...] = before + sign * h * v
+            losses.append(model.loss_and_gradients(ids, labels, mask)[0])
+        view[...] = before
+        numeric, analytic = (losses[0] - losses[1]) / (2 * h), np.sum(gradients[name] * v)
+        if name.endswith(tuple(without_gradient)):
+            assert abs(analytic) < 1e-14 and abs(numeric) < 1e-9, (name, numeric, analytic)
+        else:
+            assert abs(numeric - analytic) <= TOLERANCE * max(abs(numeric), 1e-3), (name, numeric, analytic)
