@@ -66,14 +66,17 @@ def attention_array(A, name="A"):
         raise TypeError(f"{name}: expected float16, float32 or float64, got {A.dtype} of shape {A.shape}")
     if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:
         raise ValueError(f"{name}: expected shape (..., L, L) with L >= 1, got {A.shape}")
-    if A.size and not (A.min() >= 0 and A.max() < np.inf):  # a NaN fails the first comparison
+    if not A.size:
+        return A
+    highest = A.max()
+    if not (A.min() >= 0 and highest < np.inf):  # a NaN fails the first comparison
         xp = array_namespace(A)
         bad = to_host(xp.argwhere(~((A >= 0) & (A < np.inf)))[0])
         where = tuple(int(i) for i in bad)
         raise ValueError(f"{name}: expected finite values >= 0, got {float(A[where])} at {where}, shape {A.shape}")
     largest = np.finfo(np.promote_types(A.dtype, np.float32)).max / A.shape[-1]
-    if A.size and not A.max() <= largest:
-        raise ValueError(f"{name}: expected row sums that {A.dtype} can hold, got entries up to {float(A.max()):g}")
+    if not highest <= largest:
+        raise ValueError(f"{name}: expected row sums that {A.dtype} can hold, got entries up to {float(highest):g}")
     return A
 
 

@@ -134,7 +134,7 @@ def check_memory(config, batch, length, fail):
     """Refuse sizes that this machine's free memory cannot hold, before the system ends the program for it."""
     from .nn import Bert
 
-    parameters = sum(math.prod(shape) for shape in Bert.parameter_shapes(config).values())
+    parameters = Bert.parameter_count(config)
     # per token and layer about 34 numbers of the model's width and 8 of each head's attention row are kept
     per_token = 34 * config.hidden_size + 8 * config.num_attention_heads * length
     numbers = 5 * parameters + batch * length * (config.num_hidden_layers * per_token + config.vocab_size // 5)

@@ -155,7 +155,7 @@ def compare(task, configs, settings, out):
             # mean over the sequences of log(tokens), padding apart: what uniform attention would measure
             "uniform_entropy": float(np.log(task.held_valid.sum(axis=1)).mean()),
         },
-        "parameters": Bert.initialise(next(iter(configs.values())), np.random.default_rng(0)).parameters.flat.size,
+        "parameters": Bert.parameter_count(next(iter(configs.values()))),
         "unigram": {
             "loss": task.unigram_loss,
             "perplexity": math.exp(task.unigram_loss),

@@ -56,7 +56,7 @@ def refine(A, lam, *, variant="high", causal=False, valid=None, include_self=Fal
     B = array_namespace(A).empty_like(stack)
 
     def work(part):
-        P, _, visible = _rows(stack, valids, part, causal)
+        P, _, visible = _rows(stack[part], causal, None if valids is None else valids[part])
         if variant == "original":
             B[part] = P
         elif steps == 1 and not damping:
@@ -90,8 +90,8 @@ def refine_vjp(A, lam, dB, *, variant="high", causal=False, valid=None, include_
     dA, dlams = array_namespace(A).empty_like(stack), array_namespace(A).zeros((len(stack), 1, 1))
 
     def work(part):
-        P, S, visible = _rows(stack, valids, part, causal)
-        dP = dB[part].astype(P.dtype, copy=False)
+        P, S, visible = _rows(stack[part], causal, None if valids is None else valids[part])
+        dP = dB[part]
         if variant == "original":
             pass
         elif steps == 1 and not damping:
@@ -114,10 +114,9 @@ def _stacked(A, lam, valid):
     return A.reshape(-1, L, L), lams, valids
 
 
-def _rows(stack, valids, part, causal):
-    """P and S as of `normalise_rows`, in float32 or float64, and what is visible, of a part of the stack."""
-    visible = visible_entries(stack, causal, None if valids is None else valids[part])
-    A = stack[part]
+def _rows(A, causal, valid):
+    """P and S as of `normalise_rows`, in float32 or float64, and what is visible."""
+    visible = visible_entries(A, causal, valid)
     P, S = normalise_rows(A.astype(np.float32) if A.dtype == np.float16 else A, visible)
     return P, S, visible
 
@@ -125,13 +124,11 @@ def _rows(stack, valids, part, causal):
 def checked_rows(A, causal, valid):
     """A, checked: P and S as of `normalise_rows`, in float32 or float64; what is visible; and the dtype A had."""
     A = attention_array(A)
-    visible = visible_entries(A, causal, valid_array(valid, A))
-    P, S = normalise_rows(A.astype(np.float32) if A.dtype == np.float16 else A, visible)
-    return P, S, visible, A.dtype
+    return *_rows(A, causal, valid_array(valid, A)), A.dtype
 
 
 def upstream_gradient(dB, P):
-    """dB checked, in the dtype of P."""
+    """dB checked, in the dtype of P, or float32 if that is float16, which could not hold what dB may."""
     dB = as_array(dB, "dB")
     if dB.dtype.kind != "f":
         raise TypeError(f"dB: expected a floating-point array, got {dB.dtype} of shape {dB.shape}")
@@ -139,7 +136,7 @@ def upstream_gradient(dB, P):
         raise ValueError(f"dB: expected the shape of A, {P.shape}, got {dB.shape}")
     if dB.size and not abs(dB).max() < np.inf:
         raise ValueError(f"dB: expected finite values, shape {dB.shape}")
-    return dB.astype(P.dtype, copy=False)
+    return dB.astype(np.promote_types(P.dtype, np.float32), copy=False)
 
 
 def within_dtype(x, dtype):

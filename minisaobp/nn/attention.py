@@ -39,9 +39,10 @@ def attention(qkv, lam, variant, valid=None, causal=False):
     if causal:
         scores += xp.where(visible, 0, -np.inf).astype(scores.dtype)
     if valid is not None:
-        scores += xp.where(valid, 0, -np.inf).astype(scores.dtype)[:, None, None, :]
+        padding = xp.where(valid, 0, -np.inf).astype(scores.dtype)
+        scores += padding[:, None, None, :]
         if variant != "original":
-            scores += xp.where(valid, 0, -np.inf).astype(scores.dtype)[:, None, :, None]
+            scores += padding[:, None, :, None]
             visible = visible_entries(scores, causal, valid[:, None])
     A, softmax_cache = softmax(scores)
     refinement_cache = None

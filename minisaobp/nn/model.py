@@ -1,5 +1,7 @@
 """Language models as objects: a configuration and parameters, nothing else that changes."""
 
+import math
+
 import numpy as np
 
 from ..backend import array_namespace
@@ -29,6 +31,11 @@ class LanguageModel:
             if view.ndim == 1 and name.endswith(".weight"):  # the only vectors called weight are LayerNorm's
                 view[...] = 1
         return cls(config, parameters)
+
+    @classmethod
+    def parameter_count(cls, config):
+        """How many numbers a model of this configuration has, without making one."""
+        return sum(math.prod(shape) for shape in cls.parameter_shapes(config).values())
 
     def save_pretrained(self, directory):
         """Write config.json and model.safetensors into a directory; `from_pretrained` and transformers open it."""

@@ -327,3 +327,10 @@ def test_a_forked_process_has_threads_of_its_own():
 
 def _sum_of_refined(A):
     return ms.refine(A, 0.2).sum()
+
+
+def test_the_upstream_gradient_of_a_half_precision_matrix_is_not_rounded_to_it():
+    A, dB = EXAMPLE.astype(np.float16), np.full((8, 8), 1e5, np.float32)  # beyond float16, which ends at 65504
+    dB[:, 0] += 1
+    dA, dlam = ms.refine_vjp(A, 0.2, dB)
+    assert np.isfinite(dA).all() and dlam == ms.refine_vjp(A.astype(np.float32), 0.2, dB)[1] != 0
