@@ -30,19 +30,25 @@ def check_vjp(function, vjp, arguments, rng, directions=3):
             assert abs(numeric - analytic) / scale < TOLERANCE, (position, numeric, analytic)
 
 
-def check_model(model, ids, labels, mask, rng, without_gradient=()):
-    """Every parameter's gradient of a language model's loss, along one random direction each.
+def check_model(model, batch, rng, without_gradient=(), dropout_seed=None):
+    """Every parameter's gradient of a model's loss on a batch, along one random direction each.
 
-    without_gradient: ends of the names whose gradient is zero but for rounding.
+    batch: arguments of loss_and_gradients. without_gradient: ends of the names whose gradient is zero but for rounding.
+    dropout_seed: drop out, the same numbers in every call.
     """
-    _, gradients = model.loss_and_gradients(ids, labels, mask)
+
+    def loss_and_gradients():
+        dropping = None if dropout_seed is None else np.random.default_rng(dropout_seed)
+        return model.loss_and_gradients(*batch, rng=dropping)
+
+    _, gradients = loss_and_gradients()
     for name, view in model.parameters.items():
         v = rng.standard_normal(view.shape)
         before, h = view.copy(), 1e-5
         losses = []
         for sign in (1, -1):
             view[...] = before + sign * h * v
-            losses.append(model.loss_and_gradients(ids, labels, mask)[0])
+            losses.append(loss_and_gradients()[0])
         view[...] = before
         numeric, analytic = (losses[0] - losses[1]) / (2 * h), np.sum(gradients[name] * v)
         if name.endswith(tuple(without_gradient)):

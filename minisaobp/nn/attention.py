@@ -9,27 +9,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import array_namespace
-from ..bp.refinement import refine_rows, refine_rows_backward, visible_entries
-from .ops import softmax, softmax_backward
+from ..bp.refinement import MAX_LAM, refine_rows, refine_rows_backward, visible_entries
+from .ops import dropout, dropout_backward, softmax, softmax_backward
+
+
+def lam_of_layer(learned, fixed):
+    """lambda as `attention` takes it: the learned one, (1,) or (H,), as (.., 1, 1) and within bounds, or the fixed."""
+    return fixed if learned is None else learned.clip(-MAX_LAM, MAX_LAM).reshape(-1, 1, 1)
 
 
 class AttentionCache(NamedTuple):
     q: Any  # (B, H, L, E), scaled by 1/sqrt(E)
     k: Any  # (B, H, L, E)
     v: Any  # (B, H, L, E)
-    A: Any  # (B, H, L, L) attention after refinement
+    A: Any  # (B, H, L, L) attention after refinement and dropout
     softmax: Any
     refinement: Any  # None for the variant "original"
-    valid: Any  # (B, L) or None
+    dropout: Any
 
 
-def attention(qkv, lam, variant, valid=None, causal=False):
+def attention(qkv, lam, variant, valid=None, causal=False, rate=0.0, rng=None):
     """Mixed values and the attention that mixed them: qkv (B, L, 3, H, E) -> (B, L, H, E), A (B, H, L, L), cache.
 
     lam: a number or (H, 1, 1). valid: (B, L) booleans, False for padding, or None if there is none. Padding is never
     attended to. Refined attention is zero in the rows of padded queries too, for they must send no message; with
     "original" these rows are a softmax like any other, as in other implementations. causal: no token attends to or
-    hears a later one (Appendix C).
+    hears a later one (Appendix C). rate: dropout of the refined attention, drawn from rng; A is that before dropout.
     """
     xp = array_namespace(qkv)
     q, k, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))  # views [B, H, L, E]
@@ -48,8 +53,9 @@ def attention(qkv, lam, variant, valid=None, causal=False):
     refinement_cache = None
     if variant != "original":
         A, refinement_cache = refine_rows(A, lam, variant, causal=causal, visible=visible)
-    mixed = (A @ v).transpose(0, 2, 1, 3)  # [L, L] @ [L, E] -> [L, E]
-    return mixed, A, AttentionCache(q, k, v, A, softmax_cache, refinement_cache, valid)
+    used, dropout_cache = dropout(A, rate, rng)
+    mixed = (used @ v).transpose(0, 2, 1, 3)  # [L, L] @ [L, E] -> [L, E]
+    return mixed, A, AttentionCache(q, k, v, used, softmax_cache, refinement_cache, dropout_cache)
 
 
 def attention_backward(dmixed, cache):
@@ -63,6 +69,7 @@ def attention_backward(dmixed, cache):
     # mixed = A v
     dA = dmixed @ v.swapaxes(-1, -2)
     dv[...] = A.swapaxes(-1, -2) @ dmixed
+    dA = dropout_backward(dA, cache.dropout)
     dlam = None
     if cache.refinement is not None:
         dA, dlam = refine_rows_backward(dA, cache.refinement)

@@ -6,13 +6,20 @@ import numbers
 
 from ..bp.refinement import MAX_LAM, VARIANTS
 
+HEAD_NAMES = ("lm", "none", "classification", "regression", "multiple_choice", "span")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes of a BERT-style encoder ("bert") or a GPT-2-style decoder ("gpt2") and the attention of its layers.
+    """Sizes of a BERT-style encoder ("bert") or a GPT-2-style decoder ("gpt2"), the attention of its layers, its head.
 
-    attention_variant and lam are one value, or a list with one per layer. The embedding of pad_token_id takes no
-    gradient where it is read (as the output table of a tied decoder it does), which is Hugging Face's convention.
+    attention_variant and lam are one value, or a list with one per layer. learn_lam: None for a fixed lambda, "layer"
+    or "head" for one that is trained, from `lam` on, for every refined layer or for each of its heads. The embedding
+    of pad_token_id takes no gradient where it is read (as the output table of a tied decoder it does), which is
+    Hugging Face's convention. Dropout acts in training alone.
+
+    head: "lm" is the language model, masked for "bert" and causal for "gpt2", which has no other; "none" the encoder
+    with its pooler; the others read the pooler, "span" every token. num_labels: classes, or numbers of a regression.
     """
 
     vocab_size: int
@@ -25,9 +32,14 @@ class Config:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
     attention_variant: str | list = "original"
     lam: float | list = 0.2
+    learn_lam: str | None = None
     model_type: str = "bert"
+    head: str = "lm"
+    num_labels: int = 2
 
     def __post_init__(self):
         for name in [
@@ -38,12 +50,20 @@ class Config:
             "intermediate_size",
             "max_position_embeddings",
             "type_vocab_size",
+            "num_labels",
         ]:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
         if self.model_type not in ("bert", "gpt2"):
             raise ValueError(f"model_type: expected bert or gpt2, got {self.model_type!r}")
+        heads = HEAD_NAMES if self.model_type == "bert" else HEAD_NAMES[:1]
+        if self.head not in heads:
+            raise ValueError(f"head: expected one of {', '.join(heads)} for {self.model_type}, got {self.head!r}")
+        for name in ["hidden_dropout_prob", "attention_probs_dropout_prob"]:
+            rate = getattr(self, name)
+            if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
+                raise ValueError(f"{name}: expected a number from 0 to below 1, got {rate!r}")
         pad = self.pad_token_id
         if pad is not None and (not isinstance(pad, numbers.Integral) or not 0 <= pad < self.vocab_size):
             raise ValueError(f"pad_token_id: expected null or 0..{self.vocab_size - 1}, got {pad!r}")
@@ -60,6 +80,10 @@ class Config:
                 raise ValueError(f"lam: expected a finite number with |lam| <= {MAX_LAM:g}, got {lam!r}")
             if not math.isfinite(lam):
                 raise ValueError(f"lam: expected a finite number, got {lam!r}")
+        if self.learn_lam not in (None, "layer", "head"):
+            raise ValueError(f"learn_lam: expected null, layer or head, got {self.learn_lam!r}")
+        if self.learn_lam and not any(self.learned_lams):
+            raise ValueError(f"learn_lam: expected a layer of variant high or low, got {self.attention_variant!r}")
 
     @property
     def variants(self):
@@ -70,6 +94,12 @@ class Config:
     def lams(self):
         """lambda of every layer."""
         return self._per_layer("lam")
+
+    @property
+    def learned_lams(self):
+        """How many lambdas every layer learns: 0, 1 or one per head. Only a Potts factor has any."""
+        count = {None: 0, "layer": 1, "head": self.num_attention_heads}[self.learn_lam]
+        return [count if variant in ("high", "low") else 0 for variant in self.variants]
 
     def _per_layer(self, name):
         value = getattr(self, name)

@@ -1,15 +1,17 @@
-"""A GPT-2-style decoder, forward and backward: embeddings, pre-LayerNorm causal blocks, tied language-model head.
+"""A GPT-2-style decoder, forward and backward: embeddings and pre-LayerNorm causal blocks. Its head is in `heads.py`.
 
-Axis letters: B batch, L tokens, D model width, H heads, F feed-forward width, V vocabulary, N labelled tokens.
+Axis letters: B batch, L tokens, D model width, H heads, F feed-forward width, V vocabulary.
 `w` holds parameters and `g` their gradients, by Hugging Face's names below the part they belong to. GPT-2 stores the
 weight of a linear map as (inputs, outputs), the transpose of `ops.linear`'s.
 """
 
+import functools
 from typing import Any, NamedTuple
 
-from ..backend import array_namespace
 from . import ops
-from .attention import attention, attention_backward
+from .attention import attention, attention_backward, lam_of_layer
+
+LAM = "attn.lam"  # of a layer that learns it
 
 
 def parameter_shapes(config):
@@ -27,6 +29,8 @@ def parameter_shapes(config):
             "mlp.c_proj": (F, D),
         }.items():
             shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[-1:]}
+        if config.learned_lams[n]:
+            shapes[layer + LAM] = (config.learned_lams[n],)
     return shapes | {"transformer.ln_f.weight": (D,), "transformer.ln_f.bias": (D,)}
 
 
@@ -35,43 +39,62 @@ class BlockCache(NamedTuple):
     qkv: Any
     attention: Any
     projection: Any
+    dropout1: Any
     norm2: Any
     feed1: Any
     gelu: Any
     feed2: Any
+    dropout2: Any
 
 
-def block(x, w, lam, variant, heads, eps, valid=None):
-    """One pre-LayerNorm block: x (B, L, D) -> y (B, L, D), its attention (B, H, L, L), cache."""
+def block(x, w, config, attend, rng=None):
+    """One pre-LayerNorm block: x (B, L, D) -> y (B, L, D), its attention (B, H, L, L), cache.
+
+    attend: `attention` with everything but qkv (B, L, 3, H, E) given, or what stands for it in generation.
+    """
     B, L, D = x.shape
+    heads, eps, rate = config.num_attention_heads, config.layer_norm_eps, config.hidden_dropout_prob
     h, norm1_cache = ops.layer_norm(x, w["ln_1.weight"], w["ln_1.bias"], eps)
     qkv, qkv_cache = ops.linear(h, w["attn.c_attn.weight"].T, w["attn.c_attn.bias"])  # [B, L, 3D]
-    mixed, A, attention_cache = attention(
-        qkv.reshape(B, L, 3, heads, D // heads), lam, variant, valid=valid, causal=True
-    )
+    mixed, A, attention_cache = attend(qkv.reshape(B, L, 3, heads, D // heads))
     x1, projection_cache = ops.linear(mixed.reshape(B, L, D), w["attn.c_proj.weight"].T, w["attn.c_proj.bias"])
+    x1, dropout1_cache = ops.dropout(x1, rate, rng)
     x1 += x
     h, norm2_cache = ops.layer_norm(x1, w["ln_2.weight"], w["ln_2.bias"], eps)
     wide, feed1_cache = ops.linear(h, w["mlp.c_fc.weight"].T, w["mlp.c_fc.bias"])  # [B, L, F]
     wide, gelu_cache = ops.gelu_tanh(wide)
     y, feed2_cache = ops.linear(wide, w["mlp.c_proj.weight"].T, w["mlp.c_proj.bias"])  # [B, L, D]
+    y, dropout2_cache = ops.dropout(y, rate, rng)
     y += x1
-    caches = (norm1_cache, qkv_cache, attention_cache, projection_cache, norm2_cache, feed1_cache, gelu_cache)
-    return y, A, BlockCache(*caches, feed2_cache)
+    cache = BlockCache(
+        norm1_cache,
+        qkv_cache,
+        attention_cache,
+        projection_cache,
+        dropout1_cache,
+        norm2_cache,
+        feed1_cache,
+        gelu_cache,
+        feed2_cache,
+        dropout2_cache,
+    )
+    return y, A, cache
 
 
 def block_backward(dy, cache, g):
     """dy (B, L, D) -> dx (B, L, D) and dlam; parameter gradients are written into g."""
     B, L, D = dy.shape
     # y = x1 + W2 gelu(W1 LayerNorm(x1))
-    dwide, dW, g["mlp.c_proj.bias"][...] = ops.linear_backward(dy, cache.feed2)
+    dfed = ops.dropout_backward(dy, cache.dropout2)
+    dwide, dW, g["mlp.c_proj.bias"][...] = ops.linear_backward(dfed, cache.feed2)
     g["mlp.c_proj.weight"][...] = dW.T
     dh, dW, g["mlp.c_fc.bias"][...] = ops.linear_backward(ops.gelu_tanh_backward(dwide, cache.gelu), cache.feed1)
     g["mlp.c_fc.weight"][...] = dW.T
     dx1, g["ln_2.weight"][...], g["ln_2.bias"][...] = ops.layer_norm_backward(dh, cache.norm2)
     dx1 += dy  # x1 goes into the feed-forward part and past it
     # x1 = x + Wo attention(Wqkv LayerNorm(x))
-    dmixed, dW, g["attn.c_proj.bias"][...] = ops.linear_backward(dx1, cache.projection)
+    dprojected = ops.dropout_backward(dx1, cache.dropout1)
+    dmixed, dW, g["attn.c_proj.bias"][...] = ops.linear_backward(dprojected, cache.projection)
     g["attn.c_proj.weight"][...] = dW.T
     heads = cache.attention.q.shape[1]
     dqkv, dlam = attention_backward(dmixed.reshape(B, L, heads, D // heads), cache.attention)
@@ -82,54 +105,49 @@ def block_backward(dy, cache, g):
     return dx, dlam
 
 
-def decode(ids, w, config, valid=None):
-    """ids (B, L) -> hidden (B, L, D), the attention of every layer [(B, H, L, L)], caches. w: Parameters."""
-    eps = config.layer_norm_eps
-    words, words_cache = ops.embedding(ids, w["transformer.wte.weight"])
-    x = words + w["transformer.wpe.weight"][: ids.shape[1]]
+def decode(ids, w, config, valid=None, rng=None):
+    """ids (B, L) -> hidden (B, L, D), the attention of every layer [(B, H, L, L)], cache.
+
+    w: Parameters. rng: draws the dropout of training; None for none.
+    """
+    x, words_cache = ops.embedding(ids, w["transformer.wte.weight"])
+    x += w["transformer.wpe.weight"][: ids.shape[1]]
+    x, dropout_cache = ops.dropout(x, config.hidden_dropout_prob, rng)
     maps, caches = [], []
-    for n, (variant, lam) in enumerate(zip(config.variants, config.lams, strict=True)):
-        x, A, cache = block(x, w.under(f"transformer.h.{n}."), lam, variant, config.num_attention_heads, eps, valid)
+    for n, variant in enumerate(config.variants):
+        layer = w.under(f"transformer.h.{n}.")
+        attend = functools.partial(
+            attention,
+            lam=lam_of_layer(layer.get(LAM), config.lams[n]),
+            variant=variant,
+            valid=valid,
+            causal=True,
+            rate=config.attention_probs_dropout_prob,
+            rng=rng,
+        )
+        x, A, cache = block(x, layer, config, attend, rng)
         maps.append(A)
         caches.append(cache)
-    hidden, norm_cache = ops.layer_norm(x, w["transformer.ln_f.weight"], w["transformer.ln_f.bias"], eps)
-    return hidden, maps, (words_cache, caches, norm_cache)
+    hidden, norm_cache = final_norm(x, w, config)
+    return hidden, maps, (words_cache, dropout_cache, caches, norm_cache)
+
+
+def final_norm(x, w, config):
+    return ops.layer_norm(x, w["transformer.ln_f.weight"], w["transformer.ln_f.bias"], config.layer_norm_eps)
 
 
 def decode_backward(dhidden, cache, g):
-    """Gradients of every parameter below the head, written into g (Parameters), from dhidden (B, L, D)."""
-    words_cache, caches, norm_cache = cache
+    """Gradients of every parameter below the head from dhidden (B, L, D), written into g, to the words' table added."""
+    words_cache, dropout_cache, caches, norm_cache = cache
     dx, g["transformer.ln_f.weight"][...], g["transformer.ln_f.bias"][...] = ops.layer_norm_backward(
         dhidden, norm_cache
     )
     for n in reversed(range(len(caches))):
-        dx, _ = block_backward(dx, caches[n], g.under(f"transformer.h.{n}."))
+        layer = g.under(f"transformer.h.{n}.")
+        dx, dlam = block_backward(dx, caches[n], layer)
+        if LAM in layer:
+            layer[LAM][...] = dlam.reshape(-1)
+    dx = ops.dropout_backward(dx, dropout_cache)
     # x = words + positions
-    g["transformer.wte.weight"][...] = ops.embedding_backward(dx, words_cache)
+    g["transformer.wte.weight"][...] += ops.embedding_backward(dx, words_cache)  # the tied head has written to it
     g["transformer.wpe.weight"][: dx.shape[1]] = dx.sum(axis=0)
-
-
-def causal_lm_loss(ids, labels, w, config, valid=None):
-    """Mean cross-entropy in nats of every next token, and the gradient of every parameter.
-
-    labels (B, L): the token at each position, usually the ids; position l predicts label l + 1, -100 is ignored. Only
-    positions with such a label go through the head. Returns loss, Parameters.
-    """
-    xp = array_namespace(ids)
-    hidden, _, cache = decode(ids, w, config, valid)
-    follows = xp.full(labels.shape, -100, labels.dtype)
-    follows[:, :-1] = labels[:, 1:]
-    follows = follows.reshape(-1)
-    at = xp.nonzero(follows != -100)[0]
-    rows = hidden.reshape(-1, hidden.shape[-1])[at]
-    table = w["transformer.wte.weight"]
-    logits = rows @ table.T  # [N, D] @ [D, V] -> [N, V]
-    loss, loss_cache = ops.cross_entropy(logits, follows[at])
-
-    g = w.like(xp.zeros_like(w.flat))
-    dlogits = ops.cross_entropy_backward(1.0, loss_cache)
-    dhidden = xp.zeros_like(hidden)
-    dhidden.reshape(-1, hidden.shape[-1])[at] = dlogits @ table
-    decode_backward(dhidden, cache, g)
-    g["transformer.wte.weight"][...] += dlogits.T @ rows  # tied: the table is read at both ends
-    return loss, g

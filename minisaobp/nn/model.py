@@ -1,25 +1,38 @@
-"""Language models as objects: a configuration and parameters, nothing else that changes."""
+"""Models as objects: a configuration and parameters, nothing else that changes."""
 
+import dataclasses
 import math
 
 import numpy as np
 
 from ..backend import array_namespace
 from . import decoder, encoder
+from .heads import HEADS, value_range
 from .parameters import Parameters
 from .pretrained import load, save
 
 
-class LanguageModel:
-    """What BERT and GPT-2 have in common; any attention variant in each layer.
+class Model:
+    """What BERT and GPT-2 have in common; any attention variant in each layer, any head.
 
-    config: Config; parameters: Parameters. Token ids, labels and masks are integer arrays (B, L); an attention_mask
-    is 1 (or True) for tokens and 0 for padding. A label of -100 is ignored. Every method raises ValueError that names
-    the argument, what was given and what was expected.
+    config: Config; parameters: Parameters. Token ids, attention masks and token types are integer arrays (B, L), with
+    the head "multiple_choice" (B, C, L); an attention_mask is 1 (or True) for tokens and 0 for padding. Every method
+    raises ValueError that names the argument, what was given and what was expected.
     """
 
     def __init__(self, config, parameters):
         self.config, self.parameters = config, parameters
+        self.head = HEADS[config.model_type, config.head]
+
+    @classmethod
+    def parameter_shapes(cls, config):
+        """{name: shape} of every parameter of a model of this configuration."""
+        return cls.body_shapes(config) | HEADS[config.model_type, config.head].shapes(config)
+
+    @classmethod
+    def parameter_count(cls, config):
+        """How many numbers a model of this configuration has, without making one."""
+        return sum(math.prod(shape) for shape in cls.parameter_shapes(config).values())
 
     @classmethod
     def initialise(cls, config, rng, dtype=np.float32):
@@ -30,100 +43,128 @@ class LanguageModel:
         for name, view in parameters.items():
             if view.ndim == 1 and name.endswith(".weight"):  # the only vectors called weight are LayerNorm's
                 view[...] = 1
+            if name.endswith(".lam"):
+                view[...] = config.lams[_layer_number(name)]
         return cls(config, parameters)
 
-    @classmethod
-    def parameter_count(cls, config):
-        """How many numbers a model of this configuration has, without making one."""
-        return sum(math.prod(shape) for shape in cls.parameter_shapes(config).values())
+    def with_head(self, head, rng, num_labels=2):
+        """A new model with this one's encoder and another head, whose parameters are drawn from rng: fine-tuning."""
+        config = dataclasses.replace(self.config, head=head, num_labels=num_labels)
+        model = type(self).initialise(config, rng, self.parameters.flat.dtype)
+        for name in self.parameters.keys() & model.parameters.keys():
+            if not name.startswith("classifier"):
+                model.parameters[name][...] = self.parameters[name]
+        return model
 
     def save_pretrained(self, directory):
         """Write config.json and model.safetensors into a directory; `from_pretrained` and transformers open it."""
         save(self.config, self.parameters, directory)
 
-    def logits(self, ids, attention_mask=None):
-        """Scores of every token of the vocabulary at every position, (B, L, V)."""
-        hidden, _ = self._forward(ids, attention_mask)
-        return self._head(hidden.reshape(-1, hidden.shape[-1])).reshape(*ids.shape, -1)
+    def logits(self, ids, attention_mask=None, token_type_ids=None):
+        """What the head says: (B, L, V) scores of the vocabulary; (B, C) of classes or choices, or numbers of a
+        regression; (B, 2, L) of every token to start or end the answer; (B, D) the pooler's output without a head."""
+        hidden, _, _ = self._body(*self._inputs(ids, attention_mask, token_type_ids))
+        scores, _ = self._scores(hidden, ids)
+        return scores.reshape(*ids.shape, -1) if self.config.head == "lm" else scores
 
-    def logits_where(self, ids, chosen, attention_mask=None):
-        """The same at the chosen (B, L, booleans) positions only, (N, V) in the order of the text."""
-        hidden, _ = self._forward(ids, attention_mask)
-        return self._head(hidden[chosen])
+    def scored(self, ids, labels, attention_mask=None, token_type_ids=None):
+        """Scores (n, classes) and targets (n,), the labels, as the loss compares them: only where a label is.
 
-    def attention_maps(self, ids, attention_mask=None):
+        With the head "regression" both are (B, C) numbers.
+        """
+        inputs = self._inputs(ids, attention_mask, token_type_ids)
+        self.head.check(labels, ids, self.config)
+        hidden, _, _ = self._body(*inputs)
+        scores, _ = self._scores(hidden, ids, labels)
+        return scores.reshape(-1, scores.shape[-1]), self.head.targets(labels)
+
+    def hidden_states(self, ids, attention_mask=None, token_type_ids=None):
+        """What the last layer makes of every token, (B, L, D)."""
+        hidden, _, _ = self._body(*self._inputs(ids, attention_mask, token_type_ids))
+        return hidden
+
+    def attention_maps(self, ids, attention_mask=None, token_type_ids=None):
         """Attention of every layer after refinement, (layers, B, H, L, L)."""
-        return array_namespace(ids).stack(self._forward(ids, attention_mask)[1])
+        _, maps, _ = self._body(*self._inputs(ids, attention_mask, token_type_ids))
+        return array_namespace(ids).stack(maps)
 
-    def loss_and_gradients(self, ids, labels, attention_mask=None):
-        """Mean cross-entropy in nats over the labelled tokens, and {name: gradient} as one Parameters."""
-        valid = self._valid(ids, attention_mask)
-        if labels.shape != ids.shape:
-            raise ValueError(f"labels: expected the shape of ids, {ids.shape}, got {labels.shape}")
-        if labels.dtype.kind not in "iu":
-            raise ValueError(f"labels: expected integers, got {labels.dtype} of shape {labels.shape}")
-        given = labels[:, self.first_label :]
-        given = given[given != -100]
-        if not given.size:
-            raise ValueError(f"labels: expected at least one label that is not -100, shape {labels.shape}")
-        if given.min() < 0 or given.max() >= self.config.vocab_size:
-            raise ValueError(f"labels: expected -100 or 0..{self.config.vocab_size - 1}, got {_range(given)}")
-        return self._loss(ids, labels, valid)
+    def loss_and_gradients(self, ids, labels, attention_mask=None, token_type_ids=None, rng=None):
+        """Loss, mean over all labels, in nats (of a regression the mean squared error), and {name: gradient}.
 
-    def _valid(self, ids, attention_mask):
-        """The mask as booleans, None if there is no padding; ids and mask checked."""
-        if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
-            raise ValueError(f"ids: expected integers of shape (B, L), got {ids.dtype} of shape {ids.shape}")
-        if ids.shape[1] > self.config.max_position_embeddings:
+        labels: (B, L) with -100 where none is asked for; GPT-2 shifts them itself, so they may be the ids; (B,)
+        classes, choices or numbers; (B, 2) first and last token of the answer. rng: a generator of the arrays' library
+        that draws dropout, or None for none. The gradients are one Parameters.
+        """
+        xp, D = array_namespace(ids), self.config.hidden_size
+        inputs = self._inputs(ids, attention_mask, token_type_ids)
+        self.head.check(labels, ids, self.config)
+        hidden, _, cache = self._body(*inputs, rng)
+        scores, head_cache = self._scores(hidden, ids, labels, rng)
+        loss, loss_cache = self.head.loss(scores.reshape(-1, scores.shape[-1]), self.head.targets(labels))
+
+        g = self.parameters.like(xp.zeros_like(self.parameters.flat))
+        dscores = self.head.loss_backward(1.0, loss_cache).reshape(scores.shape)
+        dhidden = xp.zeros_like(hidden)
+        rows = self.head.positions(ids, labels)
+        dhidden.reshape(-1, D)[rows] = self.head.backward(dscores, head_cache, g)
+        self._backward(dhidden, cache, g)
+        return loss, g
+
+    def _scores(self, hidden, ids, labels=None, rng=None):
+        rows = hidden.reshape(-1, hidden.shape[-1])[self.head.positions(ids, labels)]
+        return self.head.forward(rows, self.parameters, self.config, ids, rng)
+
+    def _inputs(self, ids, attention_mask, token_type_ids):
+        """ids (sequences, L), token types or None, and the mask as booleans or None if there is no padding; checked."""
+        shape = "(B, C, L)" if self.config.head == "multiple_choice" else "(B, L)"
+        if ids.ndim != shape.count(",") + 1 or ids.dtype.kind not in "iu" or not ids.size:
+            raise ValueError(f"ids: expected integers of shape {shape}, got {ids.dtype} of shape {ids.shape}")
+        if ids.shape[-1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"ids: expected at most max_position_embeddings = {self.config.max_position_embeddings} tokens, "
                 f"got shape {ids.shape}"
             )
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise ValueError(f"ids: expected 0..{self.config.vocab_size - 1}, got {_range(ids)}")
-        if attention_mask is None:
-            return None
-        if attention_mask.shape != ids.shape:
-            raise ValueError(f"attention_mask: expected the shape of ids, {ids.shape}, got {attention_mask.shape}")
-        valid = attention_mask.astype(bool)
-        return None if valid.all() else valid
+            raise ValueError(f"ids: expected 0..{self.config.vocab_size - 1}, got {value_range(ids)}")
+        for name, array in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if array is not None and array.shape != ids.shape:
+                raise ValueError(f"{name}: expected the shape of ids, {ids.shape}, got {array.shape}")
+        types = token_type_ids
+        if types is not None:
+            kinds = self.config.type_vocab_size if self.config.model_type == "bert" else 0
+            if types.dtype.kind not in "iu" or types.min() < 0 or types.max() >= kinds:
+                what = f"integers 0..{kinds - 1}" if kinds else "None: GPT-2 has no token types"
+                raise ValueError(f"token_type_ids: expected {what}, got {types.dtype} {value_range(types)}")
+        L = ids.shape[-1]
+        valid = None if attention_mask is None or attention_mask.all() else attention_mask.reshape(-1, L).astype(bool)
+        return ids.reshape(-1, L), None if types is None else types.reshape(-1, L), valid
 
 
-class Bert(LanguageModel):
-    """BERT with the masked-language-model head; a label stands at the token it is of."""
+class Bert(Model):
+    """BERT: an encoder and any head; as a language model a label stands at the token it is of."""
 
-    parameter_shapes = staticmethod(encoder.parameter_shapes)
-    first_label = 0
+    body_shapes = staticmethod(encoder.parameter_shapes)
 
-    def _forward(self, ids, attention_mask):
-        return encoder.encode(ids, self.parameters, self.config, self._valid(ids, attention_mask))[:2]
+    def _body(self, ids, types, valid, rng=None):
+        return encoder.encode(ids, types, self.parameters, self.config, valid, rng)
 
-    def _head(self, rows):
-        w = self.parameters
-        table = w["bert.embeddings.word_embeddings.weight"]
-        return encoder.masked_lm_head(rows, w.under("cls.predictions."), table, self.config.layer_norm_eps)[0]
-
-    def _loss(self, ids, labels, valid):
-        return encoder.masked_lm_loss(ids, labels, self.parameters, self.config, valid)
+    def _backward(self, dhidden, cache, g):
+        encoder.encode_backward(dhidden, cache, g, self.config)
 
 
-class Gpt2(LanguageModel):
+class Gpt2(Model):
     """GPT-2 with the tied head; the label at position l is what position l - 1 predicts, so labels may be the ids.
 
     Refined attention is exactly causal (Appendix C): later tokens change nothing earlier, not in the last bit.
     """
 
-    parameter_shapes = staticmethod(decoder.parameter_shapes)
-    first_label = 1  # nothing predicts the first token
+    body_shapes = staticmethod(decoder.parameter_shapes)
 
-    def _forward(self, ids, attention_mask):
-        return decoder.decode(ids, self.parameters, self.config, self._valid(ids, attention_mask))[:2]
+    def _body(self, ids, types, valid, rng=None):
+        return decoder.decode(ids, self.parameters, self.config, valid, rng)
 
-    def _head(self, rows):
-        return rows @ self.parameters["transformer.wte.weight"].T  # [N, D] @ [D, V] -> [N, V]
-
-    def _loss(self, ids, labels, valid):
-        return decoder.causal_lm_loss(ids, labels, self.parameters, self.config, valid)
+    def _backward(self, dhidden, cache, g):
+        decoder.decode_backward(dhidden, cache, g)
 
 
 MODELS = {"bert": Bert, "gpt2": Gpt2}
@@ -138,5 +179,5 @@ def from_pretrained(directory):
     return MODELS[config.model_type](config, parameters)
 
 
-def _range(values):
-    return f"{int(values.min())}..{int(values.max())}"
+def _layer_number(name):
+    return int(next(part for part in name.split(".") if part.isdigit()))

@@ -203,6 +203,48 @@ def row_max(x):
     return np.fmax.reduce(x, axis=-1) if xp is np else xp.max(x, axis=-1)
 
 
+# ---- tanh -----------------------------------------------------------------------------------------------------------
+
+
+def tanh(x):
+    """Hyperbolic tangent of any array; the cache is the result."""
+    y = array_namespace(x).tanh(x)
+    return y, y
+
+
+def tanh_backward(dy, y):
+    return dy * (1 - y * y)
+
+
+# ---- dropout --------------------------------------------------------------------------------------------------------
+
+
+class DropoutCache(NamedTuple):
+    kept: Any  # (...) booleans
+    scale: float
+
+
+def dropout(x, rate, rng):
+    """y = x / (1 - rate) where a number is kept, with probability 1 - rate, else 0; any shape.
+
+    rng: a generator of x's library, or None outside training. Where nothing is dropped, y is x and the cache None.
+    """
+    if rng is None or not rate:
+        return x, None
+    kept, scale = rng.random(x.shape, np.float32) >= rate, 1 / (1 - rate)
+    y = x * kept
+    y *= scale
+    return y, DropoutCache(kept, scale)
+
+
+def dropout_backward(dy, cache):
+    if cache is None:
+        return dy
+    dx = dy * cache.kept
+    dx *= cache.scale
+    return dx
+
+
 # ---- embedding ------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +269,7 @@ def embedding_backward(dy, cache):
     return dtable
 
 
-# ---- loss -----------------------------------------------------------------------------------------------------------
+# ---- losses ---------------------------------------------------------------------------------------------------------
 
 
 class CrossEntropyCache(NamedTuple):
@@ -252,3 +294,17 @@ def cross_entropy_backward(dloss, cache):
     dlogits = P * (dloss / len(labels))
     dlogits[xp.arange(len(labels)), labels] -= dloss / len(labels)
     return dlogits
+
+
+class SquaredErrorCache(NamedTuple):
+    difference: Any  # (N, C)
+
+
+def squared_error(scores, labels):
+    """Mean of (scores - labels)^2; both (N, C)."""
+    difference = scores - labels
+    return (difference * difference).mean(), SquaredErrorCache(difference)
+
+
+def squared_error_backward(dloss, cache):
+    return cache.difference * (2 * dloss / cache.difference.size)

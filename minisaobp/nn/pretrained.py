@@ -22,10 +22,18 @@ GPT2_KEYS = {
     "intermediate_size": "n_inner",
     "max_position_embeddings": "n_positions",
     "layer_norm_eps": "layer_norm_epsilon",
+    "hidden_dropout_prob": "resid_pdrop",
+    "attention_probs_dropout_prob": "attn_pdrop",
 }
 # keys with only one value implemented, and what a file without the key means
 FIXED = {
-    "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "tie_word_embeddings": True},
+    "bert": {
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+        "is_decoder": False,
+        "classifier_dropout": None,
+    },
     "gpt2": {
         "activation_function": "gelu_new",
         "scale_attn_weights": True,
@@ -34,14 +42,17 @@ FIXED = {
         "tie_word_embeddings": True,
     },
 }
-WRITTEN_WITH = {
-    "bert": {
-        "architectures": ["BertForMaskedLM"],
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
-    "gpt2": {"architectures": ["GPT2LMHeadModel"], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+# Hugging Face's name of the model with each head; the first of a head is what is written
+ARCHITECTURES = {
+    ("bert", "lm"): ("BertForMaskedLM", "BertForPreTraining"),
+    ("bert", "none"): ("BertModel",),
+    ("bert", "classification"): ("BertForSequenceClassification",),
+    ("bert", "regression"): ("BertForSequenceClassification",),
+    ("bert", "multiple_choice"): ("BertForMultipleChoice",),
+    ("bert", "span"): ("BertForQuestionAnswering",),
+    ("gpt2", "lm"): ("GPT2LMHeadModel", "GPT2Model"),
 }
+PREFIX = {"bert": "bert.", "gpt2": "transformer."}  # which BertModel and GPT2Model alone leave out of their names
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -54,17 +65,20 @@ def load(directory, shapes_of):
 
     shapes_of: {model type: function from a Config to {name: shape}}. Keys of config.json that it does not know are
     ignored, those that would make another model refused. Weights keep their dtype if it is float32 or float64; float16
-    becomes float32. Tensors that a language model does not use (a pooler) are left out. Raises ValueError that names
+    becomes float32. Tensors that the model has no use for are left out. Raises ValueError that names
     the file, the key or the tensor and both shapes.
     """
     directory = Path(directory)
     config = _config(directory / "config.json")
     path = directory / "model.safetensors"
     try:
-        tensors = load_file(path)
+        tensors = {_modern(name): tensor for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError, TypeError, AttributeError, KeyError) as error:  # the last three: bfloat16
         raise ValueError(f"{path} cannot be read as safetensors of NumPy dtypes ({error})") from None
     shapes = shapes_of[config.model_type](config)
+    prefix = PREFIX[config.model_type]
+    if not any(name.startswith(prefix) for name in tensors):
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     for name, shape in shapes.items():
         if name not in tensors:
             raise ValueError(f"{path} has no tensor {name}, which config.json asks for with shape {shape}")
@@ -91,11 +105,32 @@ def save(config, parameters, directory):
     directory.mkdir(parents=True, exist_ok=True)
     # contiguous copies: safetensors writes the memory of a strided view as if it had no strides
     tensors = {name: np.ascontiguousarray(to_host(view)) for name, view in parameters.items()}
+    if config.head == "none":
+        tensors = {name.removeprefix(PREFIX[config.model_type]): tensor for name, tensor in tensors.items()}
     data = serialise(tensors, metadata={"format": "pt"})  # transformers asks for a format, and means its layout by it
     write_whole(directory / "model.safetensors", lambda file: file.write(data))
+    write_json(directory / "config.json", _description(config))
+
+
+def _description(config):
+    """The Config in Hugging Face's keys."""
     names = GPT2_KEYS if config.model_type == "gpt2" else {}
     described = {names.get(key, key): value for key, value in dataclasses.asdict(config).items()}
-    write_json(directory / "config.json", described | FIXED[config.model_type] | WRITTEN_WITH[config.model_type])
+    labels = {str(n): f"LABEL_{n}" for n in range(described.pop("num_labels"))}
+    described["architectures"] = [ARCHITECTURES[config.model_type, described.pop("head")][0]]
+    if config.model_type == "gpt2":
+        described["embd_pdrop"] = config.hidden_dropout_prob
+    if config.head in ("classification", "regression"):
+        described["id2label"] = labels
+        described["label2id"] = {label: int(n) for n, label in labels.items()}
+        kinds = {"classification": "single_label_classification", "regression": "regression"}
+        described["problem_type"] = kinds[config.head]
+    return described | FIXED[config.model_type]
+
+
+def _modern(name):
+    """A tensor's name as it is written today; the first BERT models call a LayerNorm's gamma and beta so."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _config(path):
@@ -116,8 +151,33 @@ def _config(path):
         described["n_inner"] = described.get("n_inner") or 4 * described.get("n_embd", 0)
         described |= {ours: described[theirs] for ours, theirs in GPT2_KEYS.items() if theirs in described}
         described["pad_token_id"] = None  # its embedding is trained like any other, as transformers does for GPT-2
+        if described.get("embd_pdrop", 0.1) != described.get("resid_pdrop", 0.1):
+            raise ValueError(
+                f"{path}: embd_pdrop: expected the value of resid_pdrop, {described.get('resid_pdrop', 0.1)!r}, "
+                f"got {described.get('embd_pdrop', 0.1)!r}"
+            )
+    described |= _head(described, path)
     known = {field.name for field in dataclasses.fields(Config)}
     try:
         return Config(**{key: value for key, value in described.items() if key in known})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _head(described, path):
+    """head and num_labels, as Hugging Face's keys say them."""
+    kind = described["model_type"]
+    architecture = (described.get("architectures") or [ARCHITECTURES[kind, "lm"][0]])[0]
+    heads = [head for (model, head), names in ARCHITECTURES.items() if model == kind and architecture in names]
+    if not heads:
+        known = dict.fromkeys(name for (model, _), names in ARCHITECTURES.items() if model == kind for name in names)
+        raise ValueError(f"{path}: architectures: expected one of {', '.join(known)}, got {architecture!r}")
+    labels = described.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else described.get("num_labels", 2)
+    asked = described.get("problem_type")
+    if asked == "multi_label_classification":
+        raise ValueError(f"{path}: problem_type: expected regression or single_label_classification, got {asked!r}")
+    head = heads[0]
+    if head == "classification" and (asked == "regression" or (asked is None and count == 1)):
+        head = "regression"
+    return {"head": head, "num_labels": count}

@@ -22,7 +22,7 @@ def tiny(variant="original", dtype=np.float64, **changes):
 
 @pytest.mark.parametrize("variant", [*VARIANTS, ["high", "original"]])
 def test_gradient_of_every_parameter(variant):
-    check_model(tiny(variant), IDS, np.where(MASK == 1, IDS, -100), MASK, np.random.default_rng(4))
+    check_model(tiny(variant), (IDS, np.where(MASK == 1, IDS, -100), MASK), np.random.default_rng(4))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -70,3 +70,10 @@ def test_round_trip(tmp_path):
     again = from_pretrained(tmp_path)
     assert isinstance(again, Gpt2) and again.config == model.config
     assert np.array_equal(again.parameters.flat, model.parameters.flat)
+
+
+@pytest.mark.parametrize("learn_lam", ["layer", "head"])
+def test_gradient_with_dropout_and_learned_lam(learn_lam):
+    model = tiny(["high", "low"], learn_lam=learn_lam, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    assert model.parameters["transformer.h.1.attn.lam"].shape == ((1,) if learn_lam == "layer" else (3,))
+    check_model(model, (IDS, np.where(MASK == 1, IDS, -100), MASK), np.random.default_rng(4), dropout_seed=5)

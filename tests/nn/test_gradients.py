@@ -10,6 +10,7 @@ from tests.gradient_check import check_vjp
 R = np.random.default_rng(0)
 IDS = R.integers(0, 5, (2, 7))  # ids repeat, so their gradients must be summed
 LABELS = R.integers(0, 6, 4)
+NUMBERS = R.standard_normal((4, 3))
 VALID = np.arange(5) < np.array([[5], [3]])
 LAM = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
 
@@ -26,12 +27,15 @@ def _tuple(gradients):
     return gradients if isinstance(gradients, tuple) else (gradients,)
 
 
-def attention_of(variant, valid, causal):
+def attention_of(variant, valid, causal, rate=0.0):
+    def run(qkv, lam):
+        return attn.attention(qkv, lam, variant, valid, causal, rate, np.random.default_rng(3))
+
     def forward(qkv, lam):
-        return attn.attention(qkv, lam, variant, valid, causal)[0]
+        return run(qkv, lam)[0]
 
     def vjp(dmixed, qkv, lam):
-        dqkv, dlam = attn.attention_backward(dmixed, attn.attention(qkv, lam, variant, valid, causal)[2])
+        dqkv, dlam = attn.attention_backward(dmixed, run(qkv, lam)[2])
         return dqkv, np.zeros_like(lam) if dlam is None else dlam
 
     return forward, vjp
@@ -45,9 +49,16 @@ OPERATIONS = {
     ),
     "gelu": (*pair(ops.gelu, ops.gelu_backward), [(3, 7)]),
     "gelu_tanh": (*pair(ops.gelu_tanh, ops.gelu_tanh_backward), [(3, 7)]),
+    "tanh": (*pair(ops.tanh, ops.tanh_backward), [(3, 7)]),
+    "dropout": (
+        *pair(lambda x: ops.dropout(x, 0.3, np.random.default_rng(3)), ops.dropout_backward),
+        [(2, 3, 6)],
+    ),
     "softmax": (*pair(ops.softmax, ops.softmax_backward), [(2, 3, 6)]),
     "embedding": (*pair(lambda table: ops.embedding(IDS, table), ops.embedding_backward), [(5, 3)]),
     "cross_entropy": (*pair(lambda x: ops.cross_entropy(x, LABELS), ops.cross_entropy_backward), [(4, 6)]),
+    "squared_error": (*pair(lambda x: ops.squared_error(x, NUMBERS), ops.squared_error_backward), [(4, 3)]),
+    "attention high dropped out": (*attention_of("high", VALID, False, rate=0.3), [(2, 5, 3, 4, 6), LAM]),
 } | {
     f"attention {variant}{' padded' if valid is not None else ''}{' causal' if causal else ''}": (
         *attention_of(variant, valid, causal),
@@ -86,6 +97,17 @@ def test_gelu_against_erf(scale):
 def test_gelu_across_block_borders():
     x = np.linspace(-5, 5, 2 * ops._BLOCK + 17)
     assert np.array_equal(ops.gelu(x)[0][-40:], ops.gelu(x[-40:])[0])
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share_asked_for():
+    x = np.ones((200, 500), np.float32)
+    y, cache = ops.dropout(x, 0.1, np.random.default_rng(0))
+    assert y.dtype == np.float32 and set(np.unique(y)) == {0, np.float32(1 / 0.9)}
+    share = (y == 0).mean()  # 100,000 draws: standard deviation 0.00095
+    assert abs(share - 0.1) < 0.004 and np.array_equal(cache.kept, y != 0)
+    for rate, rng in ((0.0, np.random.default_rng(0)), (0.5, None)):
+        same, cache = ops.dropout(x, rate, rng)
+        assert same is x and cache is None and ops.dropout_backward(y, cache) is y
 
 
 def test_softmax_of_a_row_without_any_key_is_zero():

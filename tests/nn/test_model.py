@@ -24,7 +24,7 @@ MASK = (np.arange(7) < np.array([[7], [4], [6]])).astype(int)
 def test_gradient_of_every_parameter(variant):
     # a softmax does not see what is added to all its scores: the key's bias has no gradient where nothing follows it
     unseen = ["key.bias"] if variant == "original" else []
-    check_model(tiny(variant), IDS, LABELS, MASK, np.random.default_rng(4), without_gradient=unseen)
+    check_model(tiny(variant), (IDS, LABELS, MASK), np.random.default_rng(4), without_gradient=unseen)
 
 
 def test_the_padding_token_is_not_trained_where_it_is_read():
@@ -56,10 +56,12 @@ def test_lam_zero_is_the_original():
     np.testing.assert_allclose(refined.logits(IDS), model.logits(IDS), rtol=1e-12)
 
 
-def test_logits_where_are_the_chosen_logits():
+def test_scored_are_the_labelled_logits():
     model = tiny("high")
     chosen = LABELS != -100
-    np.testing.assert_allclose(model.logits_where(IDS, chosen, MASK), model.logits(IDS, MASK)[chosen], rtol=1e-12)
+    scores, targets = model.scored(IDS, LABELS, MASK)
+    np.testing.assert_allclose(scores, model.logits(IDS, MASK)[chosen], rtol=1e-12)
+    assert np.array_equal(targets, LABELS[chosen])
 
 
 def test_same_seed_same_weights():
@@ -80,10 +82,16 @@ def test_parameters_lie_side_by_side_matrices_first():
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("bert-mini", 11_201_594), ("bert-small", 28_795_194), ("bert-medium", 41_404_730)]
+    ("name", "with_pooler", "with_lm_head"),
+    [
+        ("bert-mini", 11_170_560, 11_201_594),
+        ("bert-small", 28_763_648, 28_795_194),
+        ("bert-medium", 41_373_184, 41_404_730),
+    ],
 )
-def test_parameter_counts_of_the_paper_with_the_masked_lm_head(name, count):
-    assert Bert.parameter_count(preset(name)) == count
+def test_parameter_counts_of_the_paper(name, with_pooler, with_lm_head):
+    assert Bert.parameter_count(preset(name, head="none")) == with_pooler
+    assert Bert.parameter_count(preset(name)) == with_lm_head
 
 
 def test_presets():

@@ -12,6 +12,8 @@ from minisaobp import from_pretrained
 from minisaobp.nn import Bert, Gpt2
 from minisaobp.training.adamw import AdamW, clip_to_norm, cosine_with_warmup
 from tests.nn.test_decoder import tiny as tiny_gpt2
+from tests.nn.test_heads import BATCHES
+from tests.nn.test_heads import tiny as tiny_with_head
 from tests.nn.test_model import IDS, LABELS, MASK
 from tests.nn.test_model import tiny as tiny_bert
 
@@ -139,3 +141,74 @@ def test_transformers_opens_what_we_wrote(tiny, tmp_path):
     with torch.no_grad():
         logits = theirs(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK)).logits.numpy()
     np.testing.assert_allclose(model.logits(IDS, MASK), logits, rtol=0, atol=1e-9)
+
+
+KINDS = {
+    "classification": transformers.BertForSequenceClassification,
+    "regression": transformers.BertForSequenceClassification,
+    "multiple_choice": transformers.BertForMultipleChoice,
+    "span": transformers.BertForQuestionAnswering,
+}
+
+
+def arguments_of(head):
+    ids, labels, *others = BATCHES[head]
+    named = {"input_ids": ids} | dict(zip(("attention_mask", "token_type_ids"), others, strict=False))
+    named |= {"start_positions": labels[:, 0], "end_positions": labels[:, 1]} if head == "span" else {"labels": labels}
+    return {name: torch.tensor(array) for name, array in named.items()}
+
+
+@pytest.mark.parametrize("head", KINDS)
+def test_heads_with_token_types(head, tmp_path):
+    ours = tiny_with_head(head)
+    ours.save_pretrained(tmp_path)
+    theirs = KINDS[head].from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
+    output = theirs(**arguments_of(head))
+    output.loss.backward()
+    ids, labels, *others = BATCHES[head]
+    logits = torch.stack([output.start_logits, output.end_logits], 1) if head == "span" else output.logits
+    np.testing.assert_allclose(ours.logits(ids, *others), logits.detach().numpy(), rtol=0, atol=1e-9)
+    loss, gradients = ours.loss_and_gradients(ids, labels, *others)
+    assert loss == pytest.approx(output.loss.item(), abs=1e-10)
+    named = dict(theirs.named_parameters())
+    assert set(gradients) == set(named)
+    for name, gradient in gradients.items():
+        wanted = named[name].grad.numpy()
+        assert np.linalg.norm(gradient - wanted) <= 1e-8 * max(np.linalg.norm(wanted), 1e-6), name
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert from_pretrained(tmp_path / "theirs").config == ours.config
+
+
+def test_the_encoder_alone_with_its_pooler(tmp_path):
+    ours = tiny_with_head("none")
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.BertModel.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
+    output = theirs(torch.tensor(IDS), attention_mask=torch.tensor(MASK))
+    np.testing.assert_allclose(ours.hidden_states(IDS, MASK), output.last_hidden_state.detach().numpy(), atol=1e-9)
+    np.testing.assert_allclose(ours.logits(IDS, MASK), output.pooler_output.detach().numpy(), rtol=0, atol=1e-9)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = from_pretrained(tmp_path / "theirs")
+    assert again.config.head == "none" and np.array_equal(again.parameters.flat, ours.parameters.flat)
+
+
+def test_dropout_stands_where_theirs_does(monkeypatch, tmp_path):
+    """Their dropout with what ours draws: the same loss, so each drops the same numbers in the same order."""
+    for make, kind in ((tiny_with_head, "classification"), (tiny_gpt2, None)):
+        rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+        ours = make(kind, **rates) if kind else make(**rates)
+        ours.save_pretrained(tmp_path / str(kind))
+        model = KINDS[kind] if kind else transformers.GPT2LMHeadModel
+        theirs = model.from_pretrained(tmp_path / str(kind), dtype=torch.float64, attn_implementation="eager").train()
+        rng = np.random.default_rng(7)
+
+        def drawn(x, p=0.5, training=True, inplace=False, rng=rng):
+            kept = torch.tensor(rng.random(x.shape, np.float32) >= p)
+            return x * kept / (1 - p) if training and p else x
+
+        monkeypatch.setattr(torch.nn.functional, "dropout", drawn)
+        batch = BATCHES[kind] if kind else (IDS, NEXT, MASK)
+        arguments = arguments_of(kind) if kind else {}
+        their_loss = theirs(**arguments).loss if kind else their_output(theirs)[1]
+        loss, _ = ours.loss_and_gradients(*batch, rng=np.random.default_rng(7))
+        assert loss == pytest.approx(their_loss.item(), abs=1e-10)
+        assert loss != ours.loss_and_gradients(*batch)[0]
