@@ -7,6 +7,7 @@ import numpy as np
 
 from ..backend import array_namespace
 from . import decoder, encoder
+from .generation import generate
 from .heads import HEADS, value_range
 from .parameters import Parameters
 from .pretrained import load, save
@@ -165,6 +166,28 @@ class Gpt2(Model):
 
     def _backward(self, dhidden, cache, g):
         decoder.decode_backward(dhidden, cache, g)
+
+    def generate(self, ids, tokens, temperature=0.0, top_k=None, rng=None):
+        """An iterator over `tokens` further tokens of every sequence, (B,) each; ids (B, L) prompts of one length.
+
+        temperature 0 takes the likeliest token; otherwise rng draws it from softmax(logits / temperature), or from the
+        top_k likeliest alone. The logits are those of the whole text, to rounding, for every attention variant; what
+        is kept from token to token, `generation.py` says.
+        """
+        self._inputs(ids, None, None)
+        room = self.config.max_position_embeddings - ids.shape[1]
+        if tokens > room:
+            raise ValueError(
+                f"tokens: expected at most {room} after a prompt of {ids.shape[1]}, for max_position_embeddings = "
+                f"{self.config.max_position_embeddings}, got {tokens}"
+            )
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: expected a number >= 0, got {temperature!r}")
+        if temperature and rng is None:
+            raise ValueError("rng: expected a generator to draw from, since temperature > 0")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k: expected a whole number >= 1 or None, got {top_k!r}")
+        return generate(ids, self.parameters, self.config, tokens, temperature, top_k, rng)
 
 
 MODELS = {"bert": Bert, "gpt2": Gpt2}

@@ -11,9 +11,8 @@ VARIANTS = ["original", "high", "low", "elemmul"]
 
 def tiny(variant="original", dtype=np.float64, **changes):
     config = Config(
-        **SIZES | {"model_type": "gpt2", "max_position_embeddings": 7, "pad_token_id": None, "lam": 0.4},
+        **SIZES | {"model_type": "gpt2", "max_position_embeddings": 7, "pad_token_id": None, "lam": 0.4} | changes,
         attention_variant=variant,
-        **changes,
     )
     model = Gpt2.initialise(config, np.random.default_rng(0), dtype)
     model.parameters.flat[...] += 0.3 * np.random.default_rng(1).standard_normal(model.parameters.flat.size)
