@@ -1,0 +1,97 @@
+"""Text from the decoder, one token after the other, each for the price of one row of attention.
+
+A token's queries meet the keys and values of all tokens before it, so these are kept. What refinement adds is exact and
+small: Appendix C's causal form lets token j hear i < j alone, so of all earlier rows of attention it needs only the
+evidence C_k = sum_{i<j} log t_ik, one running sum per head and key. BP-ElemMul (Eq. 15) multiplies row j with every
+earlier row, so these rows are kept, L^2 numbers a head.
+
+Axis letters: B batch, H heads, L tokens so far, E head width, V vocabulary.
+"""
+
+import math
+
+import numpy as np
+
+from ..backend import array_namespace
+from ..bp.multistep import normalised_in_logs
+from ..bp.refinement import potts_messages
+from . import decoder, ops
+from .attention import lam_of_layer
+
+
+class Memory:
+    """What one layer keeps of the tokens so far, with room for those to come."""
+
+    def __init__(self, cache, variant, lam, room):
+        """cache: AttentionCache of the prompt; room: how many tokens in all."""
+        xp = array_namespace(cache.k)
+        B, H, L, E = cache.k.shape
+        self.variant, self.lam, self.length = variant, lam, L
+        self.k, self.v = (xp.zeros((B, H, room, E), cache.k.dtype) for _ in range(2))
+        self.k[..., :L, :], self.v[..., :L, :] = cache.k, cache.v
+        if variant in ("high", "low"):
+            self.evidence = xp.zeros((B, H, 1, room))  # float64: it only grows
+            self.evidence[..., :L] = xp.log(cache.refinement.t).sum(axis=-2, keepdims=True, dtype=np.float64)
+        if variant == "elemmul":
+            self.rows = xp.zeros((B, H, room, room), cache.k.dtype)
+            self.rows[..., :L, :L] = cache.softmax.P
+
+    def attend(self, qkv):
+        """`attention` for one more token: qkv (B, 1, 3, H, E) -> mixed (B, 1, H, E), A (B, H, 1, L), no cache."""
+        q, k, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))
+        self.k[..., self.length, :], self.v[..., self.length, :] = k[:, :, 0], v[:, :, 0]
+        self.length += 1
+        L = self.length
+        q = q * q.dtype.type(1 / math.sqrt(q.shape[-1]))
+        A, _ = ops.softmax(q @ self.k[..., :L, :].swapaxes(-1, -2))  # [1, E] @ [E, L]
+        if self.variant != "original":
+            A = self._refined(A, L)
+        return (A @ self.v[..., :L, :]).transpose(0, 2, 1, 3), A, None
+
+    def _refined(self, P, L):
+        if self.variant == "elemmul":
+            self.rows[..., L - 1, :L] = P[..., 0, :]
+            B = P @ self.rows[..., :L, :L].swapaxes(-1, -2)
+            return B / B.sum(axis=-1, keepdims=True)
+        B, _ = normalised_in_logs(P, self.evidence[..., :L])
+        t = potts_messages(P, -self.lam if self.variant == "low" else self.lam)
+        self.evidence[..., :L] += array_namespace(P).log(t)
+        return B.astype(P.dtype)
+
+
+def generate(ids, w, config, tokens, temperature=0.0, top_k=None, rng=None):
+    """Yields `tokens` times the next token of every sequence, (B,); ids (B, L), the prompts, all of one length.
+
+    temperature 0 takes the likeliest token; otherwise one is drawn by rng from softmax(scores / temperature), from the
+    top_k likeliest if that is given.
+    """
+    hidden, _, (_, _, caches, _) = decoder.decode(ids, w, config)
+    layers = [w.under(f"transformer.h.{n}.") for n in range(config.num_hidden_layers)]
+    memories = [
+        Memory(cache.attention, variant, lam_of_layer(layer.get(decoder.LAM), lam), ids.shape[1] + tokens)
+        for cache, variant, layer, lam in zip(caches, config.variants, layers, config.lams, strict=True)
+    ]
+    table = w["transformer.wte.weight"]
+    for n in range(tokens):
+        if n:
+            x = table[chosen][:, None] + w["transformer.wpe.weight"][ids.shape[1] + n - 1]  # [B, 1, D]
+            for layer, memory in zip(layers, memories, strict=True):
+                x, _, _ = decoder.block(x, layer, config, memory.attend)
+            hidden, _ = decoder.final_norm(x, w, config)
+        chosen = _choose(hidden[:, -1] @ table.T, temperature, top_k, rng)
+        yield chosen
+
+
+def _choose(scores, temperature, top_k, rng):
+    """One token of every row of scores (B, V)."""
+    xp = array_namespace(scores)
+    if not temperature:
+        return scores.argmax(axis=-1)
+    scores = scores.astype(np.float64) / temperature
+    if top_k is not None and top_k < scores.shape[-1]:
+        least = xp.partition(scores, -top_k, axis=-1)[:, -top_k, None]
+        scores = xp.where(scores >= least, scores, -np.inf)
+    P, _ = ops.softmax(scores)
+    below = xp.cumsum(P, axis=-1)
+    below /= below[:, -1:]  # exactly 1 at the end: a number drawn is always below it
+    return (below <= rng.random((len(P), 1))).sum(axis=-1)
