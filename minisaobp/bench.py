@@ -3,6 +3,8 @@
 Machines are shared and noisy: what is compared takes turns, call by call, so that a slow minute slows all of it.
 """
 
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -12,10 +14,14 @@ import numpy as np
 
 from . import bp
 from .files import write_json
+from .nn import Bert, preset
 from .results import environment
+from .training.adamw import AdamW, clip_to_norm
 
 REPEATS = 40
 STREAMING = (16384, 64)  # tokens, head width
+BATCH, LENGTH, VOCABULARY = 16, 128, 8192  # of the training step
+MASKED = 0.15
 
 
 def take_turns(functions, repeats):
@@ -112,10 +118,172 @@ def _naive_pytorch(A, dB):
     return {"PyTorch": forward, "PyTorch, forward and backward": forward_and_backward}
 
 
+# ---- a training step ------------------------------------------------------------------------------------------------
+
+
+def bench_train(out):
+    """One step (forward, backward, clipping, AdamW) of BERT-Mini beside transformers' BertForMaskedLM, eager."""
+    ids, labels, mask = training_batch()
+    contestants = {"matrix products alone": matrix_products(int((labels != -100).sum()))}
+    for name, variant, dropout in STEPS:
+        contestants[name] = our_step(variant, dropout, ids, labels, mask)
+    contestants |= _transformers_steps(ids, labels, mask)
+    seconds = {name: summary(values) for name, values in take_turns(contestants, TRAIN_REPEATS).items()}
+    memory = {name: _step_memory(name) for name in contestants if name != "matrix products alone"}
+    results = {
+        "environment": environment(),
+        "model": "bert-mini",
+        "vocabulary": VOCABULARY,
+        "batch": [BATCH, LENGTH],
+        "labels": int((labels != -100).sum()),
+        "dtype": "float32",
+        "repeats": TRAIN_REPEATS,
+        "seconds": seconds,
+        "memory": memory,
+    }
+
+    print(f"BERT-Mini, vocabulary {VOCABULARY}, batch {BATCH} x {LENGTH}, float32, one training step, milliseconds")
+    print(f"{TRAIN_REPEATS} turns, median (quartiles); memory: peak of a process of its own, and what the step adds\n")
+    for name, row in seconds.items():
+        low, high = (1e3 * q for q in row["quartiles"])
+        line = f"{name:>36}  {1e3 * row['median']:7.1f}  ({low:.1f} to {high:.1f})"
+        if name in memory:
+            line += f"   {memory[name]['peak_megabytes']:5.0f} MB, {memory[name]['step_megabytes']:5.0f} MB"
+        print(line)
+    median = {name: row["median"] for name, row in seconds.items()}
+    floor = median["matrix products alone"]
+    print(f"\nThe step takes {median['original'] / floor:.2f} times its floor, its matrix products alone")
+    print(f"high: {median['high'] / median['original']:.3f} times original")
+    for ours, theirs in (("original", "transformers"), ("original, dropout 0.1", "transformers, dropout 0.1")):
+        if theirs in median:
+            print(f"{ours}: {median[theirs] / median[ours]:.2f} times as fast as {theirs}")
+    write_json(out, results)
+    print(f"Wrote {out}")
+
+
+TRAIN_REPEATS = 15
+STEPS = (("original", "original", 0.0), ("high", "high", 0.0), ("original, dropout 0.1", "original", 0.1))
+
+
+def training_batch():
+    """ids, labels and attention mask, random: 15% of the tokens have a label."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, VOCABULARY, (BATCH, LENGTH))
+    return ids, np.where(rng.random(ids.shape) < MASKED, ids, -100), np.ones(ids.shape, int)
+
+
+def our_step(variant, dropout, ids, labels, mask):
+    config = preset(
+        "bert-mini",
+        VOCABULARY,
+        attention_variant=variant,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    model = Bert.initialise(config, np.random.default_rng(0))
+    optimiser, rng = AdamW.for_parameters(model.parameters), np.random.default_rng(1)
+
+    def step():
+        _, gradients = model.loss_and_gradients(ids, labels, mask, rng=rng)
+        clip_to_norm(gradients.flat, 1.0)
+        optimiser.update(model.parameters.flat, gradients.flat, 1e-4)
+
+    return step
+
+
+def _transformers_steps(ids, labels, mask):
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        print("PyTorch and transformers are not installed: no peer to compare with")
+        return {}
+    tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    tensors = {name: torch.from_numpy(array) for name, array in tensors.items()}
+
+    def step_of(dropout):
+        ours = preset("bert-mini", VOCABULARY)
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        config = transformers.BertConfig(
+            **{name: getattr(ours, name) for name in names},
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            attn_implementation="eager",
+        )
+        model = transformers.BertForMaskedLM(config).train()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+
+        def step():
+            optimiser.zero_grad()
+            model(**tensors).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+
+        return step
+
+    return {"transformers": step_of(0.0), "transformers, dropout 0.1": step_of(0.1)}
+
+
+def matrix_products(labels):
+    """A function that does nothing but the matrix products of a step, forward and backward, each of its own shape."""
+    config, rng = preset("bert-mini", VOCABULARY), np.random.default_rng(0)
+    D, F, H, tokens = config.hidden_size, config.intermediate_size, config.num_attention_heads, BATCH * LENGTH
+    linear = [(tokens, D, 3 * D), (tokens, D, D), (tokens, D, F), (tokens, F, D)] * config.num_hidden_layers
+    linear += [(labels, D, D), (labels, D, VOCABULARY)]
+    arrays = {}
+    for N, I, O in set(linear):
+        arrays[N, I, O] = [rng.standard_normal(s, np.float32) for s in ((N, I), (O, I), (N, O))]
+    wide = rng.standard_normal((BATCH, H, LENGTH, LENGTH), np.float32)
+    narrow = rng.standard_normal((BATCH, H, LENGTH, D // H), np.float32)
+
+    def products():
+        for shape in linear:
+            x, W, dy = arrays[shape]
+            _ = x @ W.T, dy @ W, dy.T @ x
+        for _ in range(2 * config.num_hidden_layers):  # q k^T and A v, and the two gradients of each
+            _ = narrow @ narrow.swapaxes(-1, -2), wide @ narrow, wide.swapaxes(-1, -2) @ narrow
+
+    return products
+
+
+_STEP_RUN = """
+import sys
+from minisaobp import bench
+name = sys.argv[1]
+batch = bench.training_batch()
+ours = {n: (variant, dropout) for n, variant, dropout in bench.STEPS}
+step = bench.our_step(*ours[name], *batch) if name in ours else bench._transformers_steps(*batch)[name]
+before = bench.resident("VmRSS")
+for _ in range(3):
+    step()
+peak = bench.resident("VmHWM")
+print(peak / 1e6, (peak - before) / 1e6)
+"""
+
+
+def _step_memory(name):
+    """Peak resident memory of a process that does three such steps, and how much more than before them."""
+    command = [sys.executable, "-c", _STEP_RUN, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return {"peak_megabytes": float(done[-2]), "step_megabytes": float(done[-1])}
+
+
+def resident(what):
+    """Bytes of this process in memory now (VmRSS) or at its peak (VmHWM)."""
+    try:  # of this program alone; ru_maxrss can be that of the process it was forked from
+        with open("/proc/self/status") as file:
+            return 1024 * int(re.search(rf"{what}:\s+(\d+)", file.read())[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---- streaming's memory ---------------------------------------------------------------------------------------------
+
 _STREAMING_RUN = """
-import re, resource, sys, time
+import sys, time
 import numpy as np
 import minisaobp as ms
+from minisaobp.bench import resident
 L, E = map(int, sys.argv[1:])
 rng = np.random.default_rng(0)
 Q, K, V, dO = (rng.standard_normal((L, E), np.float32) for _ in range(4))
@@ -123,12 +291,7 @@ started = time.perf_counter()
 O, cache = ms.streaming_attention(Q, K, V, 0.2)
 gradients = ms.streaming_attention_backward(dO, cache)
 seconds = time.perf_counter() - started
-try:  # the peak of this program alone; ru_maxrss can be that of the process it was forked from
-    with open("/proc/self/status") as file:
-        peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1])
-except OSError:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(seconds, peak / 1e6)
+print(seconds, resident("VmHWM") / 1e6)
 """
 
 

@@ -12,94 +12,59 @@ from . import metrics
 from .files import write_json
 from .nn import Bert
 from .results import environment
-from .text.corpora import python_documentation, text_files
-from .text.masking import mask_tokens, masked_batches
-from .text.tokenizer import SPECIAL, pack, train_wordpiece
-from .training.loop import evaluate, train
+from .text.batches import in_order
+from .text.dataset import HELD_OUT_MASKS, Dataset, read_dataset
+from .training.loop import Settings, evaluate, optimiser_for, train
 
 VOCABULARY = 2000
 PEAK_RATE = 1e-3
-HELD_OUT_MASKS = 4  # how often the held-out text is masked, each time elsewhere: more targets, less noise
 BATCH_HELD_OUT = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Tokenised text, ready to train on, and what the words' frequencies alone would score."""
+    """The text, and what the frequencies of its words alone would score."""
 
-    source: str
-    characters: tuple  # training, held out
-    held_out_names: list
-    vocabulary: int
-    ids: np.ndarray  # (N, L) training sequences
-    valid: np.ndarray  # (N, L)
-    held_ids: np.ndarray  # (M, L)
-    held_valid: np.ndarray  # (M, L)
+    text: Dataset
     unigram_loss: float  # cross-entropy of the held-out text in nats per token
     unigram_accuracy: float  # share of the most frequent token
 
 
 def prepare(corpus, length):
     """The Task of the files `corpus`, or of Python's own documentation if there are none."""
-    training, held_out = text_files(corpus) if corpus else python_documentation()
-    tokenizer = train_wordpiece(training, VOCABULARY)
-    ids, valid = pack(training, tokenizer, length)
-    held_ids, held_valid = pack(held_out, tokenizer, length)
-    for what, rows in (("training", ids), ("held-out", held_ids)):
-        tokens = int((rows >= len(SPECIAL)).sum())
-        if tokens < length - 2:
-            raise ValueError(
-                f"the {what} text has {tokens} tokens, shorter than one sequence of --length {length} "
-                f"({length - 2} tokens between [CLS] and [SEP])"
-            )
-    vocabulary = tokenizer.get_vocab_size()
+    text = read_dataset(corpus, causal=False, length=length, vocab_size=VOCABULARY)
+    ordinary = ~np.isin(np.arange(text.vocabulary), text.special)
     # add-one smoothing: a token that only the held-out text has must not cost infinity
-    counts = np.bincount(ids[ids >= len(SPECIAL)], minlength=vocabulary) + 1.0
-    counts[: len(SPECIAL)] = 0
-    held_tokens = held_ids[held_ids >= len(SPECIAL)]
+    counts = np.where(ordinary, np.bincount(text.training.ids.reshape(-1), minlength=text.vocabulary) + 1.0, 0)
+    held_out = text.held_out.ids[ordinary[text.held_out.ids]]
     return Task(
-        source=", ".join(map(str, corpus)) if corpus else "the Python language reference (pydoc_data.topics)",
-        characters=tuple(sum(len(text) for _, text in side) for side in (training, held_out)),
-        held_out_names=[name for name, _ in held_out],
-        vocabulary=vocabulary,
-        ids=ids,
-        valid=valid,
-        held_ids=held_ids,
-        held_valid=held_valid,
-        unigram_loss=float(-np.log(counts[held_tokens] / counts.sum()).mean()),
-        unigram_accuracy=float((held_tokens == counts.argmax()).mean()),
+        text=text,
+        unigram_loss=float(-np.log(counts[held_out] / counts.sum()).mean()),
+        unigram_accuracy=float((held_out == counts.argmax()).mean()),
     )
 
 
 def run_variant(task, config, settings, report):
     """Train and measure one variant. report(steps done) is called after each step. Returns its results as a dict."""
-    model = Bert.initialise(config, np.random.default_rng([settings["seed"], 0]))
-    batches = masked_batches(
-        task.ids, task.valid, settings["batch"], task.vocabulary, np.random.default_rng([settings["seed"], 1])
-    )
+    seed, steps = settings["seed"], settings["steps"]
+    model = Bert.initialise(config, np.random.default_rng([seed, 0]))
+    training = Settings(steps=steps, batch=settings["batch"], peak_rate=PEAK_RATE, warmup=steps // 10, seed=seed)
     losses, seconds = [], []
-    steps = settings["steps"]
     with tqdm(total=steps, desc=f"{config.attention_variant:>8}", unit="step") as bar:
-        for loss, taken in train(model, batches, steps=steps, peak_rate=PEAK_RATE, warmup=steps // 10):
+        for loss, taken in train(model, task.text.batches(seed), training, optimiser_for(model, training)):
             losses.append(loss)
             seconds.append(taken)
             report(len(losses))
             tokens = settings["batch"] * settings["length"]
             bar.set_postfix_str(f"loss {loss:.3f}, {tokens / taken:,.0f} tokens/s", refresh=False)
             bar.update()
-    rng = np.random.default_rng(0)  # the held-out task is the same for every seed
-    held_out = [
-        (*mask_tokens(task.held_ids[rows], task.vocabulary, rng), task.held_valid[rows])
-        for _ in range(HELD_OUT_MASKS)
-        for rows in _slices(len(task.held_ids))
-    ]
-    score = evaluate(model, held_out)
+    score = evaluate(model, task.text.held_out_batches(BATCH_HELD_OUT))
     quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return {
         "loss": score.loss,
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
-        "masked_tokens": score.tokens,
+        "masked_tokens": score.labels,
         **_measures(model, task),
         "seconds_per_step": quartiles[1],
         "seconds_per_step_quartiles": [quartiles[0], quartiles[2]],
@@ -111,23 +76,19 @@ def _measures(model, task):
     """Per layer, mean over heads and held-out sequences of the text as it stands, nothing masked."""
     sums = {"entropy": 0, "gtd": 0, "indirect_entropy": 0}
     functions = (metrics.attention_entropy, metrics.gtd, metrics.indirect_entropy)
-    for rows in _slices(len(task.held_ids)):
-        valid = task.held_valid[rows]
-        maps = model.attention_maps(task.held_ids[rows], valid)  # [layers, B, H, L, L]
+    for batch in in_order(task.text.held_out, BATCH_HELD_OUT):
+        valid = batch.attention_mask
+        maps = model.attention_maps(batch.ids, valid)  # [layers, B, H, L, L]
         for name, function in zip(sums, functions, strict=True):
             sums[name] += function(maps, valid=valid[:, None]).mean(axis=2).sum(axis=1, dtype=np.float64)
-    return {name: [float(x) for x in total / len(task.held_ids)] for name, total in sums.items()}
+    return {name: [float(x) for x in total / len(task.text.held_out.ids)] for name, total in sums.items()}
 
 
 def _example_map(model, task):
     """Attention of the last layer, mean over heads, on the first of the longest held-out sequences, (L, L)."""
-    row = task.held_valid.sum(axis=1).argmax()
-    tokens = task.held_ids[row : row + 1, task.held_valid[row]]
-    return model.attention_maps(tokens)[-1, 0].mean(axis=0)
-
-
-def _slices(count):
-    return [slice(a, a + BATCH_HELD_OUT) for a in range(0, count, BATCH_HELD_OUT)]
+    ids, valid = task.text.held_out.ids, task.text.held_out.attention_mask
+    row = valid.sum(axis=1).argmax()
+    return model.attention_maps(ids[row : row + 1, valid[row]])[-1, 0].mean(axis=0)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -144,17 +105,9 @@ def compare(task, configs, settings, out):
         "complete": False,
         "settings": settings,
         "environment": environment(),
-        "corpus": {
-            "source": task.source,
-            "training_characters": task.characters[0],
-            "held_out_characters": task.characters[1],
-            "held_out": task.held_out_names,
-            "vocabulary": task.vocabulary,
-            "training_sequences": len(task.ids),
-            "held_out_sequences": len(task.held_ids),
-            # mean over the sequences of log(tokens), padding apart: what uniform attention would measure
-            "uniform_entropy": float(np.log(task.held_valid.sum(axis=1)).mean()),
-        },
+        "corpus": task.text.summary
+        # mean over the sequences of log(tokens), padding apart: what uniform attention would measure
+        | {"uniform_entropy": float(np.log(task.text.held_out.attention_mask.sum(axis=1)).mean())},
         "parameters": Bert.parameter_count(next(iter(configs.values()))),
         "unigram": {
             "loss": task.unigram_loss,

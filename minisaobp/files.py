@@ -6,8 +6,11 @@ import tempfile
 from pathlib import Path
 
 
-def write_whole(path, write):
-    """Call write(binary file) on a file beside path, then rename: path is the old file or the new one, never half."""
+def write_whole(path, write, before_renaming=None):
+    """Call write(binary file) on a file beside path, then rename: path is the old file or the new one, never half.
+
+    before_renaming: called when all is written, to put the old file elsewhere.
+    """
     path = Path(path)
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
@@ -16,6 +19,8 @@ def write_whole(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.chmod(beside, 0o666 & ~_umask())  # mkstemp's files are for the owner only
+        if before_renaming is not None:
+            before_renaming()
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)

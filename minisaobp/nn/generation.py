@@ -73,13 +73,12 @@ def generate(ids, w, config, tokens, temperature=0.0, top_k=None, rng=None):
     ]
     table = w["transformer.wte.weight"]
     for n in range(tokens):
-        if n:
-            x = table[chosen][:, None] + w["transformer.wpe.weight"][ids.shape[1] + n - 1]  # [B, 1, D]
-            for layer, memory in zip(layers, memories, strict=True):
-                x, _, _ = decoder.block(x, layer, config, memory.attend)
-            hidden, _ = decoder.final_norm(x, w, config)
         chosen = _choose(hidden[:, -1] @ table.T, temperature, top_k, rng)
         yield chosen
+        x = table[chosen][:, None] + w["transformer.wpe.weight"][ids.shape[1] + n]  # [B, 1, D]
+        for layer, memory in zip(layers, memories, strict=True):
+            x, _, _ = decoder.block(x, layer, config, memory.attend)
+        hidden, _ = decoder.final_norm(x, w, config)
 
 
 def _choose(scores, temperature, top_k, rng):

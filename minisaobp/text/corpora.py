@@ -51,28 +51,36 @@ def _quoting_groups(topics):
 def text_files(paths):
     """UTF-8 files as training and held-out documents: the last tenth of each file is held out.
 
-    The cut is at the next empty line, or else line's end, or else space, as long as half of the tenth remains. Raises
-    ValueError that names the file if it is missing, a folder, not UTF-8, empty or too short to cut.
+    The cut is at the next empty line, or else line's end, or else space, as long as half of the tenth remains. Errors
+    as of `whole_files`.
     """
     training, held_out = [], []
+    for path, text in whole_files(paths):
+        cut = _cut(text)
+        training.append((path, text[:cut]))
+        held_out.append((path, text[cut:]))
+    return training, held_out
+
+
+def whole_files(paths):
+    """UTF-8 files as documents. Raises ValueError naming a file that is missing, a folder, not UTF-8 or empty."""
+    documents = []
     for path in paths:
         if not os.path.isfile(path):
             reason = "not a file" if os.path.exists(path) else "no such file"
             raise ValueError(f"expected UTF-8 text files, {str(path)!r} cannot be read ({reason})")
         try:
             with open(path, encoding="utf-8-sig") as file:
-                text = file.read()
+                text = file.read().strip()
         except UnicodeDecodeError as error:
             where = f"byte {error.start}: {error.reason}"
             raise ValueError(f"expected UTF-8 text files, {str(path)!r} is not UTF-8 ({where})") from None
         except OSError as error:
             raise ValueError(f"expected UTF-8 text files, {str(path)!r} cannot be read ({error.strerror})") from None
-        if not text.strip():
+        if not text:
             raise ValueError(f"expected text, {str(path)!r} is empty")
-        cut = _cut(text.strip())
-        training.append((str(path), text.strip()[:cut]))
-        held_out.append((str(path), text.strip()[cut:]))
-    return training, held_out
+        documents.append((str(path), text))
+    return documents
 
 
 def _cut(text):

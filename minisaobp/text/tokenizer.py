@@ -1,16 +1,40 @@
-"""WordPiece tokens, trained by the `tokenizers` library, and documents packed into sequences of one length."""
+"""Tokens, by the `tokenizers` library: WordPiece for encoders, byte-level BPE for decoders; and documents packed
+into sequences of one length.
+"""
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.trainers import WordPieceTrainer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # their ids are 0 to 4
-PAD, UNK, CLS, SEP, MASK = range(5)
+END_OF_TEXT = "<|endoftext|>"
+
+
+class SpecialTokens(NamedTuple):
+    """Ids of WordPiece's tokens that stand for no text; those of `train_wordpiece` are the defaults."""
+
+    pad: int = 0
+    unk: int = 1
+    cls: int = 2
+    sep: int = 3
+    mask: int = 4
+
+    @classmethod
+    def of(cls, tokenizer):
+        """Those of a tokenizer. Raises ValueError that names one it does not have."""
+        ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+        if None in ids.values():
+            missing = ", ".join(token for token, n in ids.items() if n is None)
+            raise ValueError(f"expected a tokenizer with {' '.join(SPECIAL)}, this one has no {missing}")
+        return cls(*ids.values())
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train_wordpiece(documents, vocab_size):
@@ -39,6 +63,25 @@ def train_wordpiece(documents, vocab_size):
     tokenizer = Tokenizer(WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def train_bpe(documents, vocab_size):
+    """A byte-level BPE tokenizer, as GPT-2's, with at most vocab_size pieces; id 0 is <|endoftext|>.
+
+    Every text can be written with it, and decoding gives the text back. The same documents give the same pieces.
+    """
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for _, text in documents), trainer)
     return tokenizer
 
 
@@ -47,11 +90,26 @@ def pack(documents, tokenizer, length):
 
     A sequence never spans two documents; the last one of each document is filled up with [PAD], where valid is False.
     """
-    room = length - 2
+    special, room = SpecialTokens.of(tokenizer), length - 2
     rows = []
     for encoding in tokenizer.encode_batch([text for _, text in documents], add_special_tokens=False):
         rows += [encoding.ids[a : a + room] for a in range(0, len(encoding.ids), room)]
-    ids = np.full((len(rows), length), PAD)
+    ids = np.full((len(rows), length), special.pad)
     for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens) + 2] = [CLS, *tokens, SEP]
-    return ids, ids != PAD
+        row[: len(tokens) + 2] = [special.cls, *tokens, special.sep]
+    return ids, ids != special.pad
+
+
+def pack_stream(documents, tokenizer, length):
+    """Sequences of one length from all documents in a row, <|endoftext|> after each, as GPT-2 is trained: ids
+    (N, length) int64 and valid (N, length) booleans, False only at the end of the last one.
+    """
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    if end is None:
+        raise ValueError(f"expected a tokenizer with {END_OF_TEXT}, this one has none")
+    encodings = tokenizer.encode_batch([text for _, text in documents], add_special_tokens=False)
+    stream = np.array([token for encoding in encodings for token in (*encoding.ids, end)])
+    count = -(-len(stream) // length)
+    ids = np.full(count * length, end)
+    ids[: len(stream)] = stream
+    return ids.reshape(count, length), (np.arange(count * length) < len(stream)).reshape(count, length)

@@ -1,4 +1,4 @@
-"""Training and evaluating a masked language model."""
+"""The one loop that trains every model on every objective, and the evaluation of what it made."""
 
 import dataclasses
 import math
@@ -6,44 +6,89 @@ import time
 
 import numpy as np
 
-from ..text.masking import IGNORED
 from .adamw import AdamW, clip_to_norm, cosine_with_warmup
 
+DROPOUT = 3  # what the seed is used for here; 1 and 2 are the batches' (text/batches.py)
 
-def train(model, batches, *, steps, peak_rate, warmup, max_norm=1.0, weight_decay=0.01):
-    """Train in place on (ids, labels, valid) batches; yields (loss in nats, seconds) after each of `steps` steps."""
-    optimiser = AdamW.for_parameters(model.parameters, weight_decay=weight_decay)
-    for step in range(steps):
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to train: AdamW, learning rate linear up to peak_rate over `warmup` steps, then down a cosine."""
+
+    steps: int
+    batch: int  # examples that go through the model at a time
+    peak_rate: float
+    warmup: int = 0
+    accumulate: int = 1  # batches whose gradients are added up for one step
+    max_norm: float = 1.0  # of the gradient, which is scaled down to it
+    weight_decay: float = 0.01  # of matrices; vectors have none
+    seed: int = 0  # of dropout
+
+
+def train(model, batches, settings, optimiser):
+    """Train in place; yields (loss, seconds) after each step, from step optimiser.steps on.
+
+    batches: an object whose batch(number, size) is a Batch; step s takes the numbers s * accumulate and following.
+    The loss is the mean over all labels of the step, in nats (of a regression the mean squared error). Everything that
+    is drawn depends on the seed and the step alone, so a run continued from weights and optimiser goes on bit for bit.
+    """
+    weights = model.parameters.flat
+    for step in range(optimiser.steps, settings.steps):
         started = time.perf_counter()
-        loss, gradients = model.loss_and_gradients(*next(batches))
-        clip_to_norm(gradients.flat, max_norm)
-        optimiser.update(model.parameters.flat, gradients.flat, cosine_with_warmup(step, steps, peak_rate, warmup))
+        loss, gradient = _loss_and_gradient(model, batches, settings, step)
+        clip_to_norm(gradient, settings.max_norm)
+        rate = cosine_with_warmup(step, settings.steps, settings.peak_rate, settings.warmup)
+        optimiser.update(weights, gradient, rate)
         yield float(loss), time.perf_counter() - started
+
+
+def _loss_and_gradient(model, batches, settings, step):
+    """Loss and flat gradient of one step, both means over the labels of all its batches together."""
+    losses, gradients, counts = [], None, []
+    for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
+        batch = batches.batch(number, settings.batch)
+        rng = np.random.default_rng([settings.seed, DROPOUT, number])
+        loss, gradient = model.loss_and_gradients(*batch, rng=rng)
+        if settings.accumulate == 1:
+            return loss, gradient.flat
+        counts.append(model.head.targets(batch.labels).size)
+        losses.append(loss * counts[-1])
+        gradient.flat *= counts[-1]
+        if gradients is None:
+            gradients = gradient.flat
+        else:
+            gradients += gradient.flat
+    gradients /= sum(counts)
+    return sum(losses) / sum(counts), gradients
+
+
+def optimiser_for(model, settings):
+    return AdamW.for_parameters(model.parameters, weight_decay=settings.weight_decay)
 
 
 @dataclasses.dataclass
 class Score:
-    """Over all labelled tokens: mean loss in nats, its exponential, and the share guessed right."""
+    """Over all labels: mean loss (nats, or squared error), its exponential, and the share guessed right."""
 
     loss: float
-    accuracy: float
-    tokens: int
+    accuracy: float | None  # None of a regression
+    labels: int
 
     @property
     def perplexity(self):
-        return math.exp(self.loss)
+        return math.exp(min(self.loss, 700.0))
 
 
 def evaluate(model, batches):
-    """Score of the model on (ids, labels, valid) batches."""
-    total, right, tokens = 0.0, 0, 0
-    for ids, labels, valid in batches:
-        chosen = labels != IGNORED
-        logits = model.logits_where(ids, chosen, valid).astype(np.float64)
-        wanted = labels[chosen]
-        top = logits.max(axis=-1)
-        log_total = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
-        total += float((log_total - logits[np.arange(len(wanted)), wanted]).sum())
-        right += int((logits.argmax(axis=-1) == wanted).sum())
-        tokens += len(wanted)
-    return Score(total / tokens, right / tokens, tokens)
+    """Score of the model on an iterable of Batch."""
+    total, right, count = 0.0, 0, 0
+    for batch in batches:
+        scores, targets = model.scored(*batch)
+        loss, _ = model.head.loss(scores.astype(np.float64), targets)
+        total += float(loss) * targets.size
+        count += targets.size
+        if targets.ndim == 1:
+            right += int((scores.argmax(axis=-1) == targets).sum())
+    if not count:
+        raise ValueError("batches: expected at least one, got none")
+    return Score(total / count, right / count if targets.ndim == 1 else None, count)

@@ -1,9 +1,20 @@
 import numpy as np
 import pytest
 
+from minisaobp.text.batches import Batch, Batches, in_order
 from minisaobp.text.corpora import python_documentation, text_files
-from minisaobp.text.masking import IGNORED, mask_tokens, masked_batches
-from minisaobp.text.tokenizer import CLS, MASK, PAD, SEP, SPECIAL, pack, train_wordpiece
+from minisaobp.text.masking import IGNORED, mask_tokens, masking
+from minisaobp.text.tokenizer import (
+    END_OF_TEXT,
+    SPECIAL,
+    SpecialTokens,
+    pack,
+    pack_stream,
+    train_bpe,
+    train_wordpiece,
+)
+
+PAD, UNK, CLS, SEP, MASK = TOKENS = SpecialTokens()
 
 DOCUMENTS = [("a", "The quick brown fox jumps over the lazy dog. " * 30), ("b", "Él no está: naïve ÜBER straße! " * 20)]
 
@@ -74,7 +85,7 @@ def test_packing():
 def test_masking_follows_bert():
     ids = np.random.default_rng(0).integers(5, 50, (400, 102))
     ids[:, 0], ids[:, -1] = CLS, SEP
-    inputs, labels = mask_tokens(ids, 50, np.random.default_rng(1))
+    inputs, labels = mask_tokens(ids, TOKENS, 50, np.random.default_rng(1))
     asked = labels != IGNORED
     assert (asked.sum(1) == 15).all() and not asked[:, [0, -1]].any()
     assert (labels[asked] == ids[asked]).all() and (inputs[~asked] == ids[~asked]).all()
@@ -86,12 +97,64 @@ def test_masking_follows_bert():
 
 def test_short_and_padded_sequences_are_asked_for_one_token():
     ids = np.array([[CLS, 7, SEP, PAD, PAD], [CLS, SEP, PAD, PAD, PAD]])
-    _, labels = mask_tokens(ids, 50, np.random.default_rng(0))
+    _, labels = mask_tokens(ids, TOKENS, 50, np.random.default_rng(0))
     assert labels.tolist() == [[IGNORED, 7] + [IGNORED] * 3, [IGNORED] * 5]
+
+
+def test_masking_knows_another_tokenizers_special_tokens():
+    special = SpecialTokens(pad=0, unk=7, cls=8, sep=9, mask=3)
+    ids = np.tile([8, 1, 2, 4, 5, 6, 9, 0], (200, 1))
+    inputs, labels = mask_tokens(ids, special, 10, np.random.default_rng(0))
+    asked = labels != IGNORED
+    assert not asked[:, [0, 6, 7]].any() and (asked.sum(1) == 1).all()
+    assert set(np.unique(inputs[asked])) == {1, 2, 3, 4, 5, 6}
+
+
+def test_bpe_repeats_and_writes_every_text():
+    a, b = (train_bpe(DOCUMENTS, 400) for _ in range(2))
+    assert a.to_str() == b.to_str() and a.get_vocab_size() <= 400 and a.token_to_id(END_OF_TEXT) == 0
+    text = "Él 漢字\n\ttabs and  spaces "
+    assert a.decode(a.encode(text).ids) == text
+
+
+def test_stream():
+    tokenizer = train_bpe(DOCUMENTS, 300)
+    ids, valid = pack_stream(DOCUMENTS, tokenizer, 50)
+    stream = [token for _, text in DOCUMENTS for token in (*tokenizer.encode(text).ids, 0)]
+    assert ids[valid].tolist() == stream and ids.shape[1] == 50 and len(ids) == -(-len(stream) // 50)
+    assert valid.reshape(-1).tolist() == [True] * len(stream) + [False] * (ids.size - len(stream))
+
+
+def test_packing_asks_for_the_tokens_it_needs():
+    with pytest.raises(ValueError, match=r"this one has no \[PAD\], \[UNK\]"):
+        pack(DOCUMENTS, train_bpe(DOCUMENTS, 300), 10)
+    with pytest.raises(ValueError, match="endoftext"):
+        pack_stream(DOCUMENTS, train_wordpiece(DOCUMENTS, 120), 10)
 
 
 def test_batches_visit_every_sequence_once_a_pass():
     ids = np.arange(5, 12)[:, None] + np.zeros((1, 6), int)
-    stream = masked_batches(ids, ids > 0, 3, 50, np.random.default_rng(0))
-    seen = [label[label != IGNORED][0] for _ in range(7) for label in next(stream)[1]]
+    batches = Batches(Batch(ids, None, ids > 0), 0, masking(TOKENS, 50))
+    seen = [label[label != IGNORED][0] for n in range(7) for label in batches.batch(n, 3).labels]
     assert all(sorted(seen[a : a + 7]) == list(range(5, 12)) for a in (0, 7, 14))
+    passes = {tuple(seen[a : a + 7]) for a in (0, 7, 14)}
+    assert len(passes) == 3
+
+
+def test_a_batch_depends_on_seed_and_number_alone():
+    ids = np.random.default_rng(0).integers(5, 50, (20, 30))
+    make = lambda seed: Batches(Batch(ids, None, ids > 0), seed, masking(TOKENS, 50))  # noqa: E731
+    batches = make(0)
+    forward = [batches.batch(n, 8).ids for n in range(6)]
+    assert all(np.array_equal(make(0).batch(n, 8).ids, forward[n]) for n in reversed(range(6)))
+    assert not np.array_equal(forward[0], make(1).batch(0, 8).ids)
+    assert np.array_equal(batches.batch(1, 8).ids, forward[1])
+    large = Batches(Batch(ids, None), 3).batch(2, 50).ids  # larger than a pass: two passes and a half each time
+    assert large.shape == (50, 30) and np.isin(large, ids).all()
+
+
+def test_in_order_misses_none():
+    ids = np.arange(14).reshape(7, 2)
+    parts = in_order(Batch(ids, ids + 1), 3)
+    assert [len(part.ids) for part in parts] == [3, 3, 1] and parts[0].attention_mask is None
+    assert np.array_equal(np.concatenate([part.labels for part in parts]), ids + 1)

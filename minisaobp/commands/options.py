@@ -1,0 +1,112 @@
+"""What several commands accept: kinds of numbers, folders, sizes, and one clear line for what they do not."""
+
+import argparse
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+
+# argparse takes "-1e-3" for an option otherwise
+NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
+
+
+def number(kind, low, what, high=math.inf):
+    """A parser for one finite number from `low` to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            value = math.nan
+        if not (low <= value <= high and value < math.inf):
+            raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}")
+        return value
+
+    return parse
+
+
+def whole(low, high):
+    return number(int, low, f"a whole number from {low} to {high}", high)
+
+
+def real(low, high):
+    return number(float, low, f"a number from {low:g} to {high:g}", high)
+
+
+def lam(text):
+    from ..bp.refinement import MAX_LAM
+
+    return real(-MAX_LAM, MAX_LAM)(text)
+
+
+def variant(text):
+    from ..bp.refinement import VARIANTS
+
+    if text not in VARIANTS:
+        raise argparse.ArgumentTypeError(f"expected one or more of {', '.join(VARIANTS)}, got {text!r}")
+    return text
+
+
+def seed(text):
+    return whole(0, 2**63 - 1)(text)
+
+
+def check_memory(config, batch, length, fail):
+    """Refuse sizes that this machine's free memory cannot hold, before the system ends the program for it."""
+    from ..nn.model import MODELS
+
+    parameters = MODELS[config.model_type].parameter_count(config)
+    # per token and layer about 34 numbers of the model's width and 8 of each head's attention row are kept; a masked
+    # language model scores every fifth token or fewer, a causal one all
+    per_token = 34 * config.hidden_size + 8 * config.num_attention_heads * length
+    scored = config.vocab_size // 5 if config.model_type == "bert" else 3 * config.vocab_size
+    numbers = 5 * parameters + batch * length * (config.num_hidden_layers * per_token + scored)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such system call here: nothing to compare with
+        return
+    if 4 * numbers > free:
+        fail(
+            f"arguments --layers, --width, --length, --batch: these sizes need about {4 * numbers / 1e9:.1f} GB of "
+            f"memory, expected at most the {free / 1e9:.1f} GB that are free"
+        )
+
+
+def writable_folder(path, names, fail):
+    """The folder `path`, made if it is not there, in which a file could be made just now and files can have `names`."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        fail(f"argument --out: expected a folder that can be written, got {path!r} ({error.strerror})")
+    for name in names:
+        if (Path(path) / name).is_dir():
+            fail(f"argument --out: {name} is a folder in {path!r}, expected a file or nothing")
+    return Path(path)
+
+
+def opened(path, fail):
+    """Model and tokenizer of a training run (its best model) or of a model's directory, and that directory."""
+    from tokenizers import Tokenizer
+
+    from ..nn import from_pretrained
+
+    directory = Path(path)
+    if (directory / "best").is_dir():
+        directory /= "best"
+    try:
+        model = from_pretrained(directory)
+    except ValueError as error:
+        fail(f"argument --checkpoint: {error}")
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        fail(f"argument --checkpoint: {directory / 'tokenizer.json'} cannot be read as a tokenizer ({error})")
+    if tokenizer.get_vocab_size() > model.config.vocab_size:
+        fail(
+            f"argument --checkpoint: {directory / 'tokenizer.json'} has {tokenizer.get_vocab_size()} pieces, the model "
+            f"a vocabulary of {model.config.vocab_size}"
+        )
+    return model, tokenizer, directory

@@ -1,0 +1,220 @@
+"""train: one encoder or decoder on text, in a folder from which it can go on at any time."""
+
+import argparse
+import json
+import os
+import sys
+
+from . import options
+
+NAME, HELP = "train", "train an encoder or decoder; --resume goes on with a run"
+DESCRIPTION = (
+    "Train a BERT-style encoder (masked language model) or a GPT-2-style decoder (causal language model) and write it "
+    "into a folder: best/ and last/ model, metrics.jsonl, and a checkpoint to go on from."
+)
+SIZES = {"model": "encoder", "layers": 4, "width": 128, "heads": 4}  # what a preset decides by itself
+DEFAULTS = SIZES | {
+    "preset": None,
+    "corpus": None,
+    "vocabulary": 2000,
+    "variant": ["original"],
+    "lam": None,
+    "learn_lam": None,
+    "dropout": 0.1,
+    "length": 64,
+    "batch": 16,
+    "accumulate": 1,
+    "steps": 300,
+    "rate": 1e-3,
+    "warmup": None,
+    "weight_decay": 0.01,
+    "eval_every": None,
+    "seed": 0,
+    "out": "runs/train",
+}
+
+
+def add(parser):
+    whole, real = options.whole, options.real
+    parser._negative_number_matcher = options.NEGATIVE_NUMBER
+
+    def add(name, help, **more):
+        # suppressed: beside --resume it matters which options were given
+        shown = DEFAULTS.get(name[2:].replace("-", "_"))
+        shown = "" if shown is None else f" (default: {' '.join(shown) if isinstance(shown, list) else shown})"
+        parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **more)
+
+    add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
+        metavar="PATH")  # fmt: skip
+    add("--model", "masked or causal language model", choices=["encoder", "decoder"])
+    add("--preset", "a model of the paper (Table 4): bert-mini, bert-small, bert-medium, gpt2-mini, ...",
+        metavar="NAME")  # fmt: skip
+    add("--layers", "blocks", type=whole(1, 10**4))
+    add("--width", "model width", type=whole(1, 10**6))
+    add("--heads", "heads, a divisor of the width", type=whole(1, 10**6))
+    add("--variant", "attention: one, or one per layer", nargs="+", type=options.variant, metavar="NAME")
+    add("--lam", "lambda, strength of the Potts factor: one, or one per layer (default: 0.2, or the preset's)",
+        nargs="+", type=options.lam)  # fmt: skip
+    add("--learn-lam", "train lambda, one per layer or one per head (default: fixed)", choices=["layer", "head"])
+    add("--dropout", "of embeddings, attention and residuals", type=real(0, 0.99))
+    add("--corpus", "UTF-8 text files; the last tenth of each is held out (default: Python's own documentation)",
+        nargs="+", metavar="FILE")  # fmt: skip
+    add("--vocabulary", "pieces of the tokenizer, at most", type=whole(300, 10**6))
+    add("--length", "tokens per sequence", type=whole(8, 10**5))
+    add("--batch", "sequences that go through the model at a time", type=whole(1, 10**6))
+    add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
+    add("--steps", "training steps", type=whole(1, 10**9))
+    add("--rate", "peak learning rate", type=real(0, 10))
+    add("--warmup", "steps until the peak (default: a tenth of all)", type=whole(0, 10**9))
+    add("--weight-decay", "of AdamW", type=real(0, 10))
+    add("--eval-every", "steps between evaluations and checkpoints (default: a tenth of all)", type=whole(1, 10**9))
+    add("--seed", "of weights, batches, masks and dropout", type=options.seed)
+    add("--out", "folder of the run", metavar="DIR")
+
+
+def run(args, fail):
+    from ..results import environment
+    from ..text.dataset import read_dataset
+    from ..training.loop import Settings
+    from ..training.run import Interrupted, train_run
+
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "run", "resume")}
+    resume = vars(args).get("resume")
+    if resume is None:
+        asked, checkpoint, about = _complete(given, fail), None, None
+    else:
+        asked, checkpoint, about = _resumed(resume, given, fail)
+    causal = _is_causal(asked)
+    try:
+        text = read_dataset(asked["corpus"], causal, asked["length"], asked["vocabulary"])
+    except ValueError as error:
+        fail(f"argument --corpus: {error}")
+    config, model_class = _model(asked, text.vocabulary, fail)
+    options.check_memory(config, asked["batch"], asked["length"], fail)
+    if about is not None and about["tokens"] != text.fingerprint:
+        fail(f"argument --resume: the text is not that of the run in {asked['out']!r}; expected the same files")
+    out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl"), fail)
+    if resume is None and any((out / name).exists() for name in ("run.json", "checkpoint.safetensors")):
+        fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
+
+    import numpy as np
+
+    from ..files import write_json
+
+    model = model_class.initialise(config, np.random.default_rng([asked["seed"], 0]))
+    settings = Settings(
+        steps=asked["steps"],
+        batch=asked["batch"],
+        peak_rate=asked["rate"],
+        warmup=asked["warmup"],
+        accumulate=asked["accumulate"],
+        weight_decay=asked["weight_decay"],
+        seed=asked["seed"],
+    )
+    about = about or {"options": asked, "tokens": text.fingerprint}
+    print(
+        f"{text.source}: {len(text.training.ids)} training and {len(text.held_out.ids)} held-out sequences of "
+        f"{asked['length']} tokens, vocabulary {text.vocabulary}; {model.parameters.flat.size:,} parameters"
+    )
+    if checkpoint is None:
+        record = {"options": asked, "environment": environment(), "corpus": text.summary}
+        write_json(out / "run.json", record | {"parameters": model.parameters.flat.size})
+    try:
+        lines = train_run(
+            model,
+            text.batches(asked["seed"]),
+            text.held_out_batches(32),
+            settings,
+            out,
+            every=asked["eval_every"],
+            about=about,
+            checkpoint=checkpoint,
+            beside={"tokenizer.json": text.tokenizer.to_str().encode()},
+        )
+    except (ValueError, FloatingPointError) as error:
+        fail(str(error))
+    except Interrupted as interrupt:
+        print(f"\n{interrupt}\nGo on with: python -m minisaobp train --resume {asked['out']}", file=sys.stderr)
+        raise
+    best = min(lines, key=lambda line: line["held_out_loss"])
+    print(
+        f"Best held-out loss {best['held_out_loss']:.3f}, perplexity {best['held_out_perplexity']:.1f}, at step "
+        f"{best['step']}; models in {out / 'best'} and {out / 'last'}, the log in {out / 'metrics.jsonl'}"
+    )
+
+
+def _complete(given, fail):
+    """All options of a new run."""
+    asked = DEFAULTS | given
+    if asked["preset"] is not None:
+        for name in SIZES:
+            if name in given:
+                fail(f"argument --{name}: not beside --preset, which decides it")
+        asked |= dict.fromkeys(SIZES)
+    if asked["warmup"] is None:
+        asked["warmup"] = asked["steps"] // 10
+    if asked["eval_every"] is None:
+        asked["eval_every"] = max(1, asked["steps"] // 10)
+    if asked["corpus"]:
+        asked["corpus"] = [os.path.abspath(path) for path in asked["corpus"]]  # a resumed run may start elsewhere
+    return asked
+
+
+def _resumed(path, given, fail):
+    """The options of the run that `path` belongs to, the checkpoint's file and what it says about the run."""
+    from ..training.checkpoint import find_checkpoint
+
+    try:
+        file, description = find_checkpoint(path)
+    except ValueError as error:
+        fail(f"argument --resume: {error}")
+    asked = description["about"]["options"] | {"out": str(file.parent)}
+    for name, value in given.items():
+        wanted = [os.path.abspath(p) for p in value] if name == "corpus" else value
+        if wanted != asked[name] and not (name == "out" and os.path.samefile(value, file.parent)):
+            option = name.replace("_", "-")
+            fail(f"argument --{option}: expected that of the run, {json.dumps(asked[name])}, got {json.dumps(value)}")
+    return asked, file, description["about"]
+
+
+def _is_causal(asked):
+    return asked["model"] == "decoder" or (asked["preset"] or "").startswith("gpt2")
+
+
+def _model(asked, vocabulary, fail):
+    """Config and class of the model."""
+    from ..nn import Config, preset
+    from ..nn.model import MODELS
+
+    one = {name: values[0] if values and len(values) == 1 else values for name, values in
+           (("attention_variant", asked["variant"]), ("lam", asked["lam"]))}  # fmt: skip
+    described = {
+        "learn_lam": asked["learn_lam"],
+        "hidden_dropout_prob": asked["dropout"],
+        "attention_probs_dropout_prob": asked["dropout"],
+        "attention_variant": one["attention_variant"],
+    } | ({} if one["lam"] is None else {"lam": one["lam"]})
+    try:
+        if asked["preset"] is not None:
+            config = preset(asked["preset"], vocabulary, **described)
+        else:
+            causal = asked["model"] == "decoder"
+            config = Config(
+                vocab_size=vocabulary,
+                hidden_size=asked["width"],
+                num_hidden_layers=asked["layers"],
+                num_attention_heads=asked["heads"],
+                intermediate_size=4 * asked["width"],
+                max_position_embeddings=asked["length"],
+                model_type="gpt2" if causal else "bert",
+                **({"layer_norm_eps": 1e-5, "pad_token_id": None} if causal else {}),
+                **described,
+            )
+    except ValueError as error:
+        fail(str(error))
+    if asked["length"] > config.max_position_embeddings:
+        fail(
+            f"argument --length: expected at most the {config.max_position_embeddings} positions of "
+            f"{asked['preset']}, got {asked['length']}"
+        )
+    return config, MODELS[config.model_type]

@@ -1,0 +1,154 @@
+"""A training run in a directory: evaluation every n steps, a log, the best and the last model, and checkpoints from
+which it goes on bit for bit.
+
+    run.json                       what was asked for, on which machine
+    metrics.jsonl                  one line per evaluation
+    best/, last/                   models that `from_pretrained` and transformers open
+    checkpoint.safetensors         to go on from; checkpoint.previous.safetensors is the one before it
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..files import write_whole
+from .checkpoint import LATEST, read_checkpoint, write_checkpoint
+from .loop import evaluate, optimiser_for, train
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run, whose state is on disk."""
+
+
+def train_run(model, batches, held_out, settings, directory, *, every, about, checkpoint=None, beside=None):
+    """Train a model in a directory that exists; returns the lines of metrics.jsonl as dicts.
+
+    batches, settings: as of `loop.train`. held_out: list of Batch, evaluated at the start, every `every` steps and at
+    the end; the model with the lowest loss on it is in best/. about: JSON that every checkpoint carries. checkpoint: a
+    file of this very run to go on from. beside: {name: bytes} of files that belong next to a model. Ctrl-C ends the
+    step, writes a checkpoint and raises Interrupted; so at any moment does a second one, without a checkpoint.
+    """
+    directory = Path(directory)
+    optimiser = optimiser_for(model, settings)
+    best, interval, lines = math.inf, [0.0, 0, 0.0], []  # of the steps since an evaluation: losses, number, seconds
+    if checkpoint is not None:
+        described = read_checkpoint(checkpoint, model.parameters, optimiser)
+        best, interval = described["best"] or math.inf, described["interval"]
+        lines = _lines_until(directory / "metrics.jsonl", optimiser.steps)
+    for leftover in directory.rglob("*.part"):  # of a run that was killed while it wrote
+        leftover.unlink()
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    write_whole(directory / "metrics.jsonl", lambda file: file.write(text))
+
+    def keep():
+        state = {"about": about, "best": None if best == math.inf else best, "interval": interval}
+        write_checkpoint(directory, model.parameters, optimiser, state)
+
+    def measure():
+        nonlocal best, interval
+        line = _line(evaluate(model, held_out), optimiser.steps, settings, interval)
+        lines.append(line)
+        _append(directory / "metrics.jsonl", line)
+        names = ["last"]
+        if line["held_out_loss"] < best:
+            best = line["held_out_loss"]
+            names.append("best")
+        for name in names:
+            _save_model(model, directory / name, beside or {})
+        interval = [0.0, 0, 0.0]
+        keep()  # last: what a run killed before it has written so far is written again, with the same content
+        tqdm.write(_sentence(line))
+
+    steps = train(model, batches, settings, optimiser)
+    with _interrupts() as asked, tqdm(total=settings.steps, initial=optimiser.steps, unit="step") as bar:
+        if not lines or (optimiser.steps == settings.steps and lines[-1]["step"] < settings.steps):
+            measure()
+        for loss, seconds in steps:
+            interval = [interval[0] + loss, interval[1] + 1, interval[2] + seconds]
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} after step {optimiser.steps}; the last checkpoint is of before: lower the rate"
+                )
+            if optimiser.steps % every == 0 or optimiser.steps == settings.steps:
+                measure()
+            if asked() and optimiser.steps < settings.steps:
+                keep()
+                raise Interrupted(f"Stopped after step {optimiser.steps}; {directory / LATEST} goes on from there.")
+    return lines
+
+
+def _line(score, step, settings, interval):
+    """One evaluation, as metrics.jsonl records it."""
+    losses, steps, seconds = interval
+    return {
+        "step": step,
+        "training_loss": losses / steps if steps else None,
+        "held_out_loss": score.loss,
+        "held_out_perplexity": score.perplexity,
+        "held_out_accuracy": score.accuracy,
+        "held_out_labels": score.labels,
+        "seconds_per_step": seconds / steps if steps else None,
+    }
+
+
+def _sentence(line):
+    training = "" if line["training_loss"] is None else f"training loss {line['training_loss']:.3f}, "
+    accuracy = "" if line["held_out_accuracy"] is None else f", accuracy {line['held_out_accuracy']:.1%}"
+    return (
+        f"step {line['step']}: {training}held-out loss {line['held_out_loss']:.3f}, "
+        f"perplexity {line['held_out_perplexity']:.1f}{accuracy}"
+    )
+
+
+def _lines_until(path, step):
+    """The lines of a log up to that step; what a later, lost part of the run wrote is written again by this one."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
+                line = json.loads(text)
+                if line["step"] <= step:
+                    lines.append(line)
+    return lines
+
+
+def _append(path, line):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _save_model(model, directory, beside):
+    model.save_pretrained(directory)
+    for name, content in beside.items():
+        if not (directory / name).exists():
+            write_whole(directory / name, lambda file, content=content: file.write(content))
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """A function that says whether Ctrl-C was pressed; pressed again, or where nobody waits for it, it interrupts."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield lambda: False
+        return
+
+    def press(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,151 @@
+"""train, evaluate and generate as a person meets them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_cli import run
+
+SMALL = ["--layers", "2", "--width", "16", "--heads", "2", "--length", "16", "--batch", "4", "--steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One encoder and one decoder, trained for six steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    text = folder / "own.txt"
+    text.write_text("\n\n".join(f"Sentence {n} says that {n * n} is the square of {n}." for n in range(400)))
+    for kind, more in (("encoder", ["--variant", "high", "original", "--learn-lam", "head"]), ("decoder", [])):
+        done = run(
+            "train", *SMALL, "--corpus", text, "--model", kind, *more, "--vocabulary", 300, "--out", folder / kind
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Best held-out loss" in done.stdout and str(folder / kind / "best") in done.stdout
+    return folder
+
+
+def test_train_records_what_was_asked_for(runs):
+    record = json.loads((runs / "encoder" / "run.json").read_text())
+    assert record["options"]["variant"] == ["high", "original"] and record["options"]["steps"] == 6
+    assert record["environment"]["numpy"] and record["corpus"]["training_sequences"] > 0
+    described = json.loads((runs / "encoder" / "best" / "config.json").read_text())
+    assert described["attention_variant"] == ["high", "original"] and described["learn_lam"] == "head"
+    lines = [json.loads(line) for line in (runs / "encoder" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(7))
+    assert lines[-1]["held_out_loss"] < lines[0]["held_out_loss"]
+
+
+def test_evaluate_gives_what_the_run_logged(runs):
+    for kind in ("encoder", "decoder"):
+        lines = (runs / kind / "metrics.jsonl").read_text().splitlines()
+        best = min(json.loads(line)["held_out_loss"] for line in lines)
+        done = run("evaluate", "--checkpoint", runs / kind)
+        assert done.returncode == 0, done.stderr
+        assert f"loss {best:.4f} nats" in done.stdout and "perplexity" in done.stdout
+        own = run("evaluate", "--checkpoint", runs / kind / "last", "--text", runs / "own.txt", "--length", 12)
+        assert own.returncode == 0 and "sequences of 12 tokens" in own.stdout, own.stderr
+
+
+def test_generate_continues_and_repeats(runs):
+    arguments = ["generate", "--checkpoint", runs / "decoder", "--prompt", "Sentence", "--temperature", "1"]
+    first, again, other = (run(*arguments, "--seed", seed).stdout for seed in (0, 0, 1))
+    assert first == again != other and first.startswith("Sentence") and len(first) > 12
+    greedy = run("generate", "--checkpoint", runs / "decoder", "--tokens", 3)
+    assert greedy.returncode == 0 and greedy.stderr == ""
+
+
+def test_resume_of_a_finished_run_says_so_and_changes_nothing(runs):
+    before = {path: path.read_bytes() for path in (runs / "decoder").rglob("*") if path.is_file()}
+    done = run("train", "--resume", runs / "decoder", "--steps", 6)
+    assert done.returncode == 0 and "Best held-out loss" in done.stdout, done.stderr
+    after = {path: path.read_bytes() for path in (runs / "decoder").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, runs):
+    arguments = [*SMALL[:-2], "--steps", "100000", "--eval-every", "50000", "--vocabulary", "300"]
+    command = [sys.executable, "-m", "minisaobp", "train", *arguments]
+    command += ["--corpus", str(runs / "own.txt"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "loss" not in process.stderr.read(40):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert re.search(r"Stopped after step \d+; .*checkpoint.safetensors goes on from there", errors)
+    assert f"--resume {tmp_path / 'out'}" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "bert-huge"], "preset: expected one of bert-mini.*'bert-huge'"),
+        (["--preset", "bert-mini", "--width", "32"], "--width: not beside --preset"),
+        (["--width", "30", "--heads", "4"], "num_attention_heads: expected a divisor of hidden_size = 30, got 4"),
+        (["--variant", "high", "low", "high"], "attention_variant: expected 4 values, one per layer, got 3"),
+        (["--lam", "nan"], "--lam: expected a number from -80 to 80"),
+        (["--dropout", "1"], "--dropout: expected a number from 0 to 0.99"),
+        (["--learn-lam", "head"], "learn_lam: expected a layer of variant high or low"),
+        (["--corpus", "missing.txt"], r"--corpus: .*missing.txt' cannot be read \(no such file\)"),
+        (["--corpus", "short.txt"], "--corpus: the training text has .* tokens, shorter than one sequence"),
+        (["--resume", "nothing"], "--resume: nothing.*no such file"),
+        (["--resume", "run", "--steps", "7"], "--steps: expected that of the run, 6, got 7"),
+        (["--resume", "run", "--corpus", "short.txt"], "--corpus: expected that of the run"),
+        (["--out", "run"], "--out: 'run' holds a run; go on with it by --resume run"),
+        (["--preset", "gpt2-mini", "--length", "2000"], "--length: expected at most the 1024 positions of gpt2-mini"),
+    ],
+)
+def test_bad_training_options_are_one_line(tmp_path, runs, arguments, message):
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "run").symlink_to(runs / "decoder")
+    refused(tmp_path, ["train", *arguments], message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--checkpoint", "nothing"], "--checkpoint: nothing/config.json cannot be read"),
+        (["evaluate", "--checkpoint", "alone"], "--text: needed, since alone does not lie in the folder of a training"),
+        (["evaluate", "--checkpoint", "run", "--text", "missing.txt"], "--text: .*missing.txt"),
+        (["evaluate", "--checkpoint", "run", "--length", "17"], "--length: expected at most the model's 16 positions"),
+        (["generate", "--checkpoint", "encoder"], "--checkpoint: expected a decoder"),
+        (["generate", "--checkpoint", "run", "--tokens", "16"], "--tokens: expected at most 15 after a prompt of 1"),
+        (["generate", "--checkpoint", "run", "--prompt", "word " * 99], "--prompt: expected fewer tokens than"),
+        (["generate", "--checkpoint", "damaged"], "--checkpoint: damaged/best/model.safetensors cannot be read"),
+        (["generate", "--checkpoint", "run", "--temperature", "-1"], "--temperature: expected a number from 0 to 100"),
+    ],
+)
+def test_bad_models_and_texts_are_one_line(tmp_path, runs, arguments, message):
+    (tmp_path / "run").symlink_to(runs / "decoder")
+    (tmp_path / "encoder").symlink_to(runs / "encoder")
+    for name in ("alone", "damaged/best"):
+        (tmp_path / name).mkdir(parents=True)
+        for file in (runs / "decoder" / "best").iterdir():
+            content = file.read_bytes()
+            cut = len(content) // 2 if name != "alone" and file.suffix == ".safetensors" else len(content)
+            (tmp_path / name / file.name).write_bytes(content[:cut])
+    refused(tmp_path, arguments, message)
+
+
+def refused(folder, arguments, message):
+    before = sorted(os.listdir(folder))
+    done = run(*arguments, cwd=folder, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert done.returncode == 2 and done.stdout == "", done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_help_explains_every_option():
+    for command, names in (
+        ("train", ["resume", "model", "preset", "variant", "lam", "learn-lam", "accumulate", "eval-every", "seed"]),
+        ("evaluate", ["checkpoint", "text", "length"]),
+        ("generate", ["checkpoint", "prompt", "temperature", "top-k"]),
+    ):
+        text = run(command, "--help").stdout
+        assert all(f"--{name}" in text for name in names)
