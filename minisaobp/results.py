@@ -10,7 +10,7 @@ from . import __version__
 def environment():
     """Machine and versions, for the record: {name: text or number}."""
     versions = {}
-    for package in ("numpy", "tokenizers", "torch"):
+    for package in ("numpy", "tokenizers", "torch", "transformers"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
