@@ -29,7 +29,7 @@ def main(arguments=None):
     parser = build_parser()
     args = parser.parse_args(arguments)
     prefix = f"{parser.prog} {args.command}"
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it was closed
         stream.reconfigure(errors="backslashreplace")  # a file's name need not fit the terminal's encoding
     try:
         args.run(args, lambda message: parser.exit(2, f"{prefix}: error: {message}\n"))

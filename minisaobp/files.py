@@ -1,5 +1,6 @@
 """Files that are whole or not there at all."""
 
+import glob
 import json
 import os
 import tempfile
@@ -22,8 +23,10 @@ def write_whole(path, write, before_renaming=None):
         if before_renaming is not None:
             before_renaming()
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(beside)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: which file does not fit on it
+            error.filename = str(path)
         raise
 
 
@@ -31,6 +34,11 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def unfinished(path):
+    """Files that `write_whole` left behind for that path, killed before it could rename them."""
+    return list(path.parent.glob(f"{glob.escape(path.name)}{'?' * 8}.part"))
 
 
 def write_json(path, value):

@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from minisaobp.training.adamw import AdamW
+from minisaobp.training.checkpoint import write_checkpoint
 from tests.test_cli import run
+from tests.training.test_training import model_of
 
 SMALL = ["--layers", "2", "--width", "16", "--heads", "2", "--length", "16", "--batch", "4", "--steps", "6"]
 
@@ -84,18 +88,22 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "bert-huge"], "preset: expected one of bert-mini.*'bert-huge'"),
+        (["--preset", "bert-huge"], "--preset: expected one of bert-mini.*'bert-huge'"),
         (["--preset", "bert-mini", "--width", "32"], "--width: not beside --preset"),
-        (["--width", "30", "--heads", "4"], "num_attention_heads: expected a divisor of hidden_size = 30, got 4"),
-        (["--variant", "high", "low", "high"], "attention_variant: expected 4 values, one per layer, got 3"),
+        (["--width", "30", "--heads", "4"], "--heads: expected a divisor of hidden_size = 30, got 4"),
+        (["--variant", "high", "low", "high"], "--variant: expected 4 values, one per layer, got 3"),
         (["--lam", "nan"], "--lam: expected a number from -80 to 80"),
         (["--dropout", "1"], "--dropout: expected a number from 0 to 0.99"),
-        (["--learn-lam", "head"], "learn_lam: expected a layer of variant high or low"),
+        (["--learn-lam", "head"], "--learn-lam: expected a layer of variant high or low"),
         (["--corpus", "missing.txt"], r"--corpus: .*missing.txt' cannot be read \(no such file\)"),
         (["--corpus", "short.txt"], "--corpus: the training text has .* tokens, shorter than one sequence"),
         (["--resume", "nothing"], "--resume: nothing.*no such file"),
         (["--resume", "run", "--steps", "7"], "--steps: expected that of the run, 6, got 7"),
         (["--resume", "run", "--corpus", "short.txt"], "--corpus: expected that of the run"),
+        (["--resume", "run", "--out", "elsewhere"], "--out: expected that of the run"),
+        (["--resume", "mixed"], "--resume: .* is a checkpoint of another run than mixed/run.json"),
+        (["--resume", "alien"], "--resume: .*is not of a run that `train` started"),
+        (["--out", "files"], "--out: best is a file in 'files'"),
         (["--out", "run"], "--out: 'run' holds a run; go on with it by --resume run"),
         (["--preset", "gpt2-mini", "--length", "2000"], "--length: expected at most the 1024 positions of gpt2-mini"),
     ],
@@ -103,7 +111,52 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
 def test_bad_training_options_are_one_line(tmp_path, runs, arguments, message):
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "run").symlink_to(runs / "decoder")
+    for folder in ("mixed", "alien", "files"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "files" / "best").write_text("")
+    shutil.copy(runs / "encoder" / "checkpoint.safetensors", tmp_path / "mixed")
+    shutil.copy(runs / "decoder" / "run.json", tmp_path / "mixed")
+    model = model_of()
+    write_checkpoint(
+        tmp_path / "alien",
+        model.parameters,
+        AdamW.for_parameters(model.parameters),
+        {"about": {}, "best": None, "interval": []},
+    )
     refused(tmp_path, ["train", *arguments], message)
+
+
+def test_a_text_that_has_changed_is_refused(tmp_path, runs):
+    text = tmp_path / "own.txt"
+    text.write_text((runs / "own.txt").read_text())
+    done = run("train", *SMALL, "--corpus", text, "--vocabulary", 300, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    text.write_text(text.read_text() + "\n\nSomething more.")
+    for arguments in (["train", "--resume", tmp_path / "out"], ["evaluate", "--checkpoint", tmp_path / "out"]):
+        done = run(*arguments)
+        assert done.returncode == 2 and re.search("the text .*the run|no longer the text", done.stderr), done.stderr
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_started_again(tmp_path, runs):
+    (tmp_path / "out" / "mine").mkdir(parents=True)
+    (tmp_path / "out" / "mine" / "download.part").write_text("not ours")
+    shutil.copy(runs / "encoder" / "run.json", tmp_path / "out")
+    (tmp_path / "out" / "run.json12345678.part").write_text("half")
+    (tmp_path / "out" / "best").mkdir()
+    (tmp_path / "out" / "best" / "tokenizer.json").write_text("that of another run")
+    done = run("train", *SMALL, "--corpus", runs / "own.txt", "--vocabulary", 300, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "mine" / "download.part").exists()
+    assert not list((tmp_path / "out").glob("*.part"))
+    assert run("evaluate", "--checkpoint", tmp_path / "out").returncode == 0
+
+
+def test_divergence_is_one_line_and_keeps_the_checkpoint(tmp_path, runs):
+    options = ["--corpus", runs / "own.txt", "--vocabulary", 300, "--rate", 10, "--weight-decay", 10, "--warmup", 0]
+    done = run("train", *SMALL[:-2], *options, "--steps", 40, "--out", tmp_path, "--variant", "high")
+    assert done.returncode == 2 and "Warning" not in done.stderr and "Traceback" not in done.stderr
+    assert re.search("training diverges|held-out loss is", done.stderr.splitlines()[-1]), done.stderr
+    assert (tmp_path / "checkpoint.safetensors").exists()
 
 
 @pytest.mark.parametrize(

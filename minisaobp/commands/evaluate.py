@@ -29,7 +29,7 @@ def run(args, fail):
     if model.config.head != "lm":
         fail(f"argument --checkpoint: expected a language model, {directory} has the head {model.config.head!r}")
     causal = model.config.model_type == "gpt2"
-    asked = _options_of_the_run(directory)
+    asked, trained_on = _run_of(directory, fail)
     if args.text is None and asked is None:
         fail(f"argument --text: needed, since {directory} does not lie in the folder of a training run")
     length = args.length or (asked["length"] if asked else model.config.max_position_embeddings)
@@ -41,23 +41,28 @@ def run(args, fail):
     try:
         if args.text is None:
             text = read_dataset(asked["corpus"], causal, length, tokenizer=tokenizer)
+            if text.fingerprint != trained_on:
+                fail(f"argument --checkpoint: {text.source} is no longer the text that the run was trained on")
             examples, source = text.held_out, f"the held-out part of {text.source}"
         else:
             examples = examples_of(whole_files(args.text), tokenizer, causal, length)
             source = ", ".join(args.text)
         score = evaluate(model, held_out_batches(examples, tokenizer, causal, args.batch))
     except ValueError as error:
-        fail(f"argument {'--checkpoint' if args.text is None else '--text'}: {error}")
+        fail(f"argument {'--checkpoint, the text of its run' if args.text is None else '--text'}: {error}")
     what = "tokens" if causal else "masked tokens, 4 maskings"
     print(f"{directory} on {source}, sequences of {length} tokens")
     print(f"loss {score.loss:.4f} nats, perplexity {score.perplexity:.2f}, accuracy {score.accuracy:.2%}")
     print(f"{score.labels:,} {what}")
 
 
-def _options_of_the_run(directory):
-    for folder in (directory, directory.parent):
-        try:
-            return json.loads((folder / "run.json").read_text(encoding="utf-8"))["options"]
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
+def _run_of(directory, fail):
+    """Options of the run in whose folder the model lies, and the fingerprint of its text; None if it lies in none."""
+    path = directory.parent / "run.json"
+    if not path.exists():
+        return None, None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record["options"][name] for name in ("corpus", "length")}, record["text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"argument --checkpoint: {path} cannot be read as the record of a run ({type(error).__name__}: {error})")

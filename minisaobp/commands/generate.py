@@ -24,6 +24,10 @@ def run(args, fail):
 
     from ..text.tokenizer import END_OF_TEXT
 
+    try:
+        args.prompt.encode()
+    except UnicodeEncodeError:
+        fail("argument --prompt: expected UTF-8 text")
     model, tokenizer, directory = options.opened(args.checkpoint, fail)
     if model.config.model_type != "gpt2":
         fail(f"argument --checkpoint: expected a decoder, {directory} holds an encoder")

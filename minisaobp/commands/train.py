@@ -75,6 +75,7 @@ def add(parser):
 def run(args, fail):
     from ..results import environment
     from ..text.dataset import read_dataset
+    from ..training.checkpoint import BEFORE, LATEST
     from ..training.loop import Settings
     from ..training.run import Interrupted, train_run
 
@@ -85,16 +86,20 @@ def run(args, fail):
     else:
         asked, checkpoint, about = _resumed(resume, given, fail)
     causal = _is_causal(asked)
+    _model(asked, 2**16, fail)  # before any work: what is wrong with the options is so for every vocabulary
     try:
         text = read_dataset(asked["corpus"], causal, asked["length"], asked["vocabulary"])
     except ValueError as error:
-        fail(f"argument --corpus: {error}")
+        fail(f"argument {'--corpus' if resume is None else '--resume, the text of the run'}: {error}")
     config, model_class = _model(asked, text.vocabulary, fail)
     options.check_memory(config, asked["batch"], asked["length"], fail)
-    if about is not None and about["tokens"] != text.fingerprint:
+    if about is not None and about["text"] != text.fingerprint:
         fail(f"argument --resume: the text is not that of the run in {asked['out']!r}; expected the same files")
     out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl"), fail)
-    if resume is None and any((out / name).exists() for name in ("run.json", "checkpoint.safetensors")):
+    for name in ("best", "last"):
+        if (out / name).exists() and not (out / name).is_dir():
+            fail(f"argument --out: {name} is a file in {asked['out']!r}, expected a folder or nothing")
+    if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
         fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
 
     import numpy as np
@@ -111,13 +116,13 @@ def run(args, fail):
         weight_decay=asked["weight_decay"],
         seed=asked["seed"],
     )
-    about = about or {"options": asked, "tokens": text.fingerprint}
+    about = about or {"options": asked, "text": text.fingerprint}
     print(
         f"{text.source}: {len(text.training.ids)} training and {len(text.held_out.ids)} held-out sequences of "
         f"{asked['length']} tokens, vocabulary {text.vocabulary}; {model.parameters.flat.size:,} parameters"
     )
-    if checkpoint is None:
-        record = {"options": asked, "environment": environment(), "corpus": text.summary}
+    if checkpoint is None or not (out / "run.json").exists():
+        record = about | {"environment": environment(), "corpus": text.summary}
         write_json(out / "run.json", record | {"parameters": model.parameters.flat.size})
     try:
         lines = train_run(
@@ -136,6 +141,9 @@ def run(args, fail):
     except Interrupted as interrupt:
         print(f"\n{interrupt}\nGo on with: python -m minisaobp train --resume {asked['out']}", file=sys.stderr)
         raise
+    if not lines:
+        print(f"The run is complete: models in {out / 'best'} and {out / 'last'}; its log is lost")
+        return
     best = min(lines, key=lambda line: line["held_out_loss"])
     print(
         f"Best held-out loss {best['held_out_loss']:.3f}, perplexity {best['held_out_perplexity']:.1f}, at step "
@@ -168,10 +176,20 @@ def _resumed(path, given, fail):
         file, description = find_checkpoint(path)
     except ValueError as error:
         fail(f"argument --resume: {error}")
-    asked = description["about"]["options"] | {"out": str(file.parent)}
+    asked = description["about"].get("options", {}) | {"out": str(file.parent)}
+    if asked.keys() != DEFAULTS.keys():
+        fail(f"argument --resume: {file} is not of a run that `train` started: its options are others")
+    try:
+        recorded = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))["options"] | {"out": asked["out"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = asked  # lost, and written again
+    if recorded != asked:
+        fail(f"argument --resume: {file} is a checkpoint of another run than {file.parent / 'run.json'}")
     for name, value in given.items():
         wanted = [os.path.abspath(p) for p in value] if name == "corpus" else value
-        if wanted != asked[name] and not (name == "out" and os.path.samefile(value, file.parent)):
+        if name == "out" and os.path.realpath(value) == os.path.realpath(file.parent):
+            continue
+        if wanted != asked[name]:
             option = name.replace("_", "-")
             fail(f"argument --{option}: expected that of the run, {json.dumps(asked[name])}, got {json.dumps(value)}")
     return asked, file, description["about"]
@@ -211,7 +229,9 @@ def _model(asked, vocabulary, fail):
                 **described,
             )
     except ValueError as error:
-        fail(str(error))
+        name, _, problem = str(error).partition(":")
+        options_of = {"attention_variant": "variant", "num_attention_heads": "heads", "learn_lam": "learn-lam"}
+        fail(f"argument --{options_of.get(name, name)}:{problem}")
     if asked["length"] > config.max_position_embeddings:
         fail(
             f"argument --length: expected at most the {config.max_position_embeddings} positions of "

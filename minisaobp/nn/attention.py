@@ -18,6 +18,11 @@ def lam_of_layer(learned, fixed):
     return fixed if learned is None else learned.clip(-MAX_LAM, MAX_LAM).reshape(-1, 1, 1)
 
 
+def lam_of_layer_backward(dlam, learned):
+    """Gradient of the learned lambda, (1,) or (H,): none beyond the bounds."""
+    return dlam.reshape(-1) * (abs(learned) <= MAX_LAM)
+
+
 class AttentionCache(NamedTuple):
     q: Any  # (B, H, L, E), scaled by 1/sqrt(E)
     k: Any  # (B, H, L, E)

@@ -16,7 +16,7 @@ class Config:
     attention_variant and lam are one value, or a list with one per layer. learn_lam: None for a fixed lambda, "layer"
     or "head" for one that is trained, from `lam` on, for every refined layer or for each of its heads. The embedding
     of pad_token_id takes no gradient where it is read (as the output table of a tied decoder it does), which is
-    Hugging Face's convention. Dropout acts in training alone.
+    Hugging Face's convention; "gpt2" has none, so there it is always None. Dropout acts in training alone.
 
     head: "lm" is the language model, masked for "bert" and causal for "gpt2", which has no other; "none" the encoder
     with its pooler; the others read the pooler, "span" every token. num_labels: classes, or numbers of a regression.
@@ -53,10 +53,17 @@ class Config:
             "num_labels",
         ]:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value < 2**31:
+                raise ValueError(f"{name}: expected a whole number from 1 to 2**31 - 1, got {value!r}")
+            object.__setattr__(self, name, int(value))  # of NumPy's kinds, which JSON does not know
+        for name in ["layer_norm_eps", "initializer_range"]:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
+                raise ValueError(f"{name}: expected a number above 0 and below 1, got {value!r}")
         if self.model_type not in ("bert", "gpt2"):
             raise ValueError(f"model_type: expected bert or gpt2, got {self.model_type!r}")
+        if self.model_type == "gpt2":
+            object.__setattr__(self, "pad_token_id", None)
         heads = HEAD_NAMES if self.model_type == "bert" else HEAD_NAMES[:1]
         if self.head not in heads:
             raise ValueError(f"head: expected one of {', '.join(heads)} for {self.model_type}, got {self.head!r}")
@@ -65,7 +72,9 @@ class Config:
             if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
                 raise ValueError(f"{name}: expected a number from 0 to below 1, got {rate!r}")
         pad = self.pad_token_id
-        if pad is not None and (not isinstance(pad, numbers.Integral) or not 0 <= pad < self.vocab_size):
+        if pad is not None and (
+            isinstance(pad, bool) or not isinstance(pad, numbers.Integral) or not 0 <= pad < self.vocab_size
+        ):
             raise ValueError(f"pad_token_id: expected null or 0..{self.vocab_size - 1}, got {pad!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -133,7 +142,7 @@ def preset(name, vocab_size=None, **changes):
     kind, size = name.split("-")
     layers, width, heads, feed_forward, lam = _SIZES[size]
     described = {
-        "vocab_size": vocab_size or (30522 if kind == "bert" else 50257),
+        "vocab_size": {"bert": 30522, "gpt2": 50257}[kind] if vocab_size is None else vocab_size,
         "num_hidden_layers": layers,
         "hidden_size": width,
         "num_attention_heads": heads,

@@ -9,7 +9,7 @@ import functools
 from typing import Any, NamedTuple
 
 from . import ops
-from .attention import attention, attention_backward, lam_of_layer
+from .attention import attention, attention_backward, lam_of_layer, lam_of_layer_backward
 
 LAM = "attn.lam"  # of a layer that learns it
 
@@ -136,7 +136,7 @@ def final_norm(x, w, config):
     return ops.layer_norm(x, w["transformer.ln_f.weight"], w["transformer.ln_f.bias"], config.layer_norm_eps)
 
 
-def decode_backward(dhidden, cache, g):
+def decode_backward(dhidden, cache, w, g):
     """Gradients of every parameter below the head from dhidden (B, L, D), written into g, to the words' table added."""
     words_cache, dropout_cache, caches, norm_cache = cache
     dx, g["transformer.ln_f.weight"][...], g["transformer.ln_f.bias"][...] = ops.layer_norm_backward(
@@ -146,7 +146,7 @@ def decode_backward(dhidden, cache, g):
         layer = g.under(f"transformer.h.{n}.")
         dx, dlam = block_backward(dx, caches[n], layer)
         if LAM in layer:
-            layer[LAM][...] = dlam.reshape(-1)
+            layer[LAM][...] = lam_of_layer_backward(dlam, w[f"transformer.h.{n}.{LAM}"])
     dx = ops.dropout_backward(dx, dropout_cache)
     # x = words + positions
     g["transformer.wte.weight"][...] += ops.embedding_backward(dx, words_cache)  # the tied head has written to it

@@ -7,7 +7,7 @@ Axis letters: B batch, L tokens, D model width, H heads, E head width, F feed-fo
 from typing import Any, NamedTuple
 
 from . import ops
-from .attention import attention, attention_backward, lam_of_layer
+from .attention import attention, attention_backward, lam_of_layer, lam_of_layer_backward
 
 QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 LAM = "attention.self.lam"  # of a layer that learns it
@@ -185,7 +185,7 @@ def encode(ids, types, w, config, valid=None, rng=None):
     return x, maps, (embed_cache, caches)
 
 
-def encode_backward(dx, cache, g, config):
+def encode_backward(dx, cache, w, g, config):
     """Gradients of every encoder parameter from dx (B, L, D), written into g, to the word embeddings added."""
     embed_cache, caches = cache
     for n in reversed(range(len(caches))):
@@ -193,5 +193,5 @@ def encode_backward(dx, cache, g, config):
         dqkv = [g.stacked([layer + name + kind for name in QKV]) for kind in (".weight", ".bias")]
         dx, dlam = block_backward(dx, caches[n], g.under(layer), *dqkv)
         if layer + LAM in g:
-            g[layer + LAM][...] = dlam.reshape(-1)
+            g[layer + LAM][...] = lam_of_layer_backward(dlam, w[layer + LAM])
     embed_backward(dx, embed_cache, g.under("bert.embeddings."), config.pad_token_id)

@@ -86,7 +86,9 @@ def _choose(scores, temperature, top_k, rng):
     xp = array_namespace(scores)
     if not temperature:
         return scores.argmax(axis=-1)
-    scores = scores.astype(np.float64) / temperature
+    scores = scores.astype(np.float64)
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest token alone
+        scores = (scores - scores.max(axis=-1, keepdims=True)) / temperature
     if top_k is not None and top_k < scores.shape[-1]:
         least = xp.partition(scores, -top_k, axis=-1)[:, -top_k, None]
         scores = xp.where(scores >= least, scores, -np.inf)

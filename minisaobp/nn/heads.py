@@ -122,7 +122,7 @@ class CausalLM(LanguageModelHead):
     """h table^T with the word embedding as table; the label at position l is what position l - 1 predicts."""
 
     def asked(self, labels):
-        asked = array_namespace(labels).full_like(labels, IGNORED)
+        asked = array_namespace(labels).full(labels.shape, IGNORED)
         asked[:, :-1] = labels[:, 1:]
         return asked
 

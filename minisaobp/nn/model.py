@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import numbers
 
 import numpy as np
 
 from ..backend import array_namespace
 from . import decoder, encoder
 from .generation import generate
-from .heads import HEADS, value_range
+from .heads import HEADS, POOLER, value_range
 from .parameters import Parameters
 from .pretrained import load, save
 
@@ -22,13 +23,20 @@ class Model:
     """
 
     def __init__(self, config, parameters):
+        self._check(config)
         self.config, self.parameters = config, parameters
         self.head = HEADS[config.model_type, config.head]
 
     @classmethod
     def parameter_shapes(cls, config):
         """{name: shape} of every parameter of a model of this configuration."""
+        cls._check(config)
         return cls.body_shapes(config) | HEADS[config.model_type, config.head].shapes(config)
+
+    @classmethod
+    def _check(cls, config):
+        if config.model_type != cls.model_type:
+            raise ValueError(f"config: expected model_type {cls.model_type!r}, got {config.model_type!r}")
 
     @classmethod
     def parameter_count(cls, config):
@@ -37,7 +45,12 @@ class Model:
 
     @classmethod
     def initialise(cls, config, rng, dtype=np.float32):
-        """Matrices normal with standard deviation initializer_range, LayerNorm at identity, biases zero."""
+        """Matrices normal with standard deviation initializer_range, LayerNorm at identity, biases zero.
+
+        dtype: float32 or float64.
+        """
+        if np.dtype(dtype).name not in ("float32", "float64"):
+            raise ValueError(f"dtype: expected float32 or float64, got {np.dtype(dtype).name}")
         parameters = Parameters(cls.parameter_shapes(config), dtype=dtype)
         weights = parameters.flat[: parameters.matrices]
         weights[...] = rng.standard_normal(len(weights), np.float32) * config.initializer_range
@@ -49,12 +62,12 @@ class Model:
         return cls(config, parameters)
 
     def with_head(self, head, rng, num_labels=2):
-        """A new model with this one's encoder and another head, whose parameters are drawn from rng: fine-tuning."""
+        """A new model with this one's encoder (and pooler) and a new head, drawn from rng: for fine-tuning."""
         config = dataclasses.replace(self.config, head=head, num_labels=num_labels)
         model = type(self).initialise(config, rng, self.parameters.flat.dtype)
-        for name in self.parameters.keys() & model.parameters.keys():
-            if not name.startswith("classifier"):
-                model.parameters[name][...] = self.parameters[name]
+        body = {*self.body_shapes(config), POOLER + "weight", POOLER + "bias"}
+        for name in body & self.parameters.keys() & model.parameters.keys():
+            model.parameters[name][...] = self.parameters[name]
         return model
 
     def save_pretrained(self, directory):
@@ -117,6 +130,9 @@ class Model:
 
     def _inputs(self, ids, attention_mask, token_type_ids):
         """ids (sequences, L), token types or None, and the mask as booleans or None if there is no padding; checked."""
+        for name, array in (("ids", ids), ("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if array is not None and not hasattr(array, "dtype"):
+                raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
         shape = "(B, C, L)" if self.config.head == "multiple_choice" else "(B, L)"
         if ids.ndim != shape.count(",") + 1 or ids.dtype.kind not in "iu" or not ids.size:
             raise ValueError(f"ids: expected integers of shape {shape}, got {ids.dtype} of shape {ids.shape}")
@@ -133,9 +149,15 @@ class Model:
         types = token_type_ids
         if types is not None:
             kinds = self.config.type_vocab_size if self.config.model_type == "bert" else 0
-            if types.dtype.kind not in "iu" or types.min() < 0 or types.max() >= kinds:
-                what = f"integers 0..{kinds - 1}" if kinds else "None: GPT-2 has no token types"
-                raise ValueError(f"token_type_ids: expected {what}, got {types.dtype} {value_range(types)}")
+            what = f"integers 0..{kinds - 1}" if kinds else "None: GPT-2 has no token types"
+            if types.dtype.kind not in "iu":
+                raise ValueError(f"token_type_ids: expected {what}, got {types.dtype}")
+            if types.min() < 0 or types.max() >= kinds:
+                raise ValueError(f"token_type_ids: expected {what}, got {value_range(types)}")
+        if attention_mask is not None and (
+            attention_mask.dtype.kind not in "biuf" or not ((attention_mask == 0) | (attention_mask == 1)).all()
+        ):
+            raise ValueError(f"attention_mask: expected 1 for tokens and 0 for padding, got {attention_mask.dtype}")
         L = ids.shape[-1]
         valid = None if attention_mask is None or attention_mask.all() else attention_mask.reshape(-1, L).astype(bool)
         return ids.reshape(-1, L), None if types is None else types.reshape(-1, L), valid
@@ -144,13 +166,14 @@ class Model:
 class Bert(Model):
     """BERT: an encoder and any head; as a language model a label stands at the token it is of."""
 
+    model_type = "bert"
     body_shapes = staticmethod(encoder.parameter_shapes)
 
     def _body(self, ids, types, valid, rng=None):
         return encoder.encode(ids, types, self.parameters, self.config, valid, rng)
 
     def _backward(self, dhidden, cache, g):
-        encoder.encode_backward(dhidden, cache, g, self.config)
+        encoder.encode_backward(dhidden, cache, self.parameters, g, self.config)
 
 
 class Gpt2(Model):
@@ -159,13 +182,14 @@ class Gpt2(Model):
     Refined attention is exactly causal (Appendix C): later tokens change nothing earlier, not in the last bit.
     """
 
+    model_type = "gpt2"
     body_shapes = staticmethod(decoder.parameter_shapes)
 
     def _body(self, ids, types, valid, rng=None):
         return decoder.decode(ids, self.parameters, self.config, valid, rng)
 
     def _backward(self, dhidden, cache, g):
-        decoder.decode_backward(dhidden, cache, g)
+        decoder.decode_backward(dhidden, cache, self.parameters, g)
 
     def generate(self, ids, tokens, temperature=0.0, top_k=None, rng=None):
         """An iterator over `tokens` further tokens of every sequence, (B,) each; ids (B, L) prompts of one length.
@@ -175,6 +199,11 @@ class Gpt2(Model):
         is kept from token to token, `generation.py` says.
         """
         self._inputs(ids, None, None)
+        for name, value in (("tokens", tokens), ("top_k", 1 if top_k is None else top_k)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real):
+            raise ValueError(f"temperature: expected a number >= 0, got {temperature!r}")
         room = self.config.max_position_embeddings - ids.shape[1]
         if tokens > room:
             raise ValueError(
@@ -185,8 +214,6 @@ class Gpt2(Model):
             raise ValueError(f"temperature: expected a number >= 0, got {temperature!r}")
         if temperature and rng is None:
             raise ValueError("rng: expected a generator to draw from, since temperature > 0")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: expected a whole number >= 1 or None, got {top_k!r}")
         return generate(ids, self.parameters, self.config, tokens, temperature, top_k, rng)
 
 

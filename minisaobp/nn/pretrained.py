@@ -42,6 +42,24 @@ FIXED = {
         "tie_word_embeddings": True,
     },
 }
+# what transformers takes where config.json has no such key
+ABSENT = {
+    "bert": {
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+    "gpt2": {
+        "vocab_size": 50257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "layer_norm_epsilon": 1e-5,
+    },
+}
 # Hugging Face's name of the model with each head; the first of a head is what is written
 ARCHITECTURES = {
     ("bert", "lm"): ("BertForMaskedLM", "BertForPreTraining"),
@@ -73,8 +91,12 @@ def load(directory, shapes_of):
     path = directory / "model.safetensors"
     try:
         tensors = {_modern(name): tensor for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError, TypeError, AttributeError, KeyError) as error:  # the last three: bfloat16
-        raise ValueError(f"{path} cannot be read as safetensors of NumPy dtypes ({error})") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error})") from None
+    except (TypeError, AttributeError, KeyError):
+        raise ValueError(
+            f"{path}: expected float16, float32 or float64, not a dtype without NumPy's (bfloat16)"
+        ) from None
     shapes = shapes_of[config.model_type](config)
     prefix = PREFIX[config.model_type]
     if not any(name.startswith(prefix) for name in tensors):
@@ -102,6 +124,8 @@ def save(config, parameters, directory):
     Each file is written beside and renamed, the weights first: a directory never holds half of either.
     """
     directory = Path(directory)
+    described = _description(config)
+    json.dumps(described, allow_nan=False)  # fails, if it does, before anything is written
     directory.mkdir(parents=True, exist_ok=True)
     # contiguous copies: safetensors writes the memory of a strided view as if it had no strides
     tensors = {name: np.ascontiguousarray(to_host(view)) for name, view in parameters.items()}
@@ -109,7 +133,7 @@ def save(config, parameters, directory):
         tensors = {name.removeprefix(PREFIX[config.model_type]): tensor for name, tensor in tensors.items()}
     data = serialise(tensors, metadata={"format": "pt"})  # transformers asks for a format, and means its layout by it
     write_whole(directory / "model.safetensors", lambda file: file.write(data))
-    write_json(directory / "config.json", _description(config))
+    write_json(directory / "config.json", described)
 
 
 def _description(config):
@@ -136,19 +160,22 @@ def _modern(name):
 def _config(path):
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from None
     if not isinstance(described, dict):
         raise ValueError(f"{path}: expected an object, got {type(described).__name__}")
     kind = described.get("model_type")
-    if kind not in FIXED:
+    if not isinstance(kind, str) or kind not in FIXED:
         raise ValueError(f"{path}: model_type: expected one of {', '.join(FIXED)}, got {kind!r}")
     for key, only in FIXED[kind].items():
         if described.get(key, only) != only:
             raise ValueError(f"{path}: {key}: expected {only!r}, got {described[key]!r}")
+    described = ABSENT[kind] | described
     if kind == "gpt2":
-        described = {"layer_norm_epsilon": 1e-5} | described
-        described["n_inner"] = described.get("n_inner") or 4 * described.get("n_embd", 0)
+        if described.get("n_inner") is None and isinstance(described["n_embd"], int):
+            described["n_inner"] = 4 * described["n_embd"]
         described |= {ours: described[theirs] for ours, theirs in GPT2_KEYS.items() if theirs in described}
         described["pad_token_id"] = None  # its embedding is trained like any other, as transformers does for GPT-2
         if described.get("embd_pdrop", 0.1) != described.get("resid_pdrop", 0.1):
@@ -167,17 +194,18 @@ def _config(path):
 def _head(described, path):
     """head and num_labels, as Hugging Face's keys say them."""
     kind = described["model_type"]
-    architecture = (described.get("architectures") or [ARCHITECTURES[kind, "lm"][0]])[0]
+    named = described.get("architectures") or [ARCHITECTURES[kind, "lm"][0]]
+    architecture = named[0] if isinstance(named, list) else named
     heads = [head for (model, head), names in ARCHITECTURES.items() if model == kind and architecture in names]
     if not heads:
         known = dict.fromkeys(name for (model, _), names in ARCHITECTURES.items() if model == kind for name in names)
         raise ValueError(f"{path}: architectures: expected one of {', '.join(known)}, got {architecture!r}")
+    if heads[0] != "classification":
+        return {"head": heads[0], "num_labels": 2}
     labels = described.get("id2label")
     count = len(labels) if isinstance(labels, dict) else described.get("num_labels", 2)
     asked = described.get("problem_type")
     if asked == "multi_label_classification":
         raise ValueError(f"{path}: problem_type: expected regression or single_label_classification, got {asked!r}")
-    head = heads[0]
-    if head == "classification" and (asked == "regression" or (asked is None and count == 1)):
-        head = "regression"
-    return {"head": head, "num_labels": count}
+    regression = asked == "regression" or (asked is None and count == 1)
+    return {"head": "regression" if regression else "classification", "num_labels": count}

@@ -19,8 +19,7 @@ class Dataset:
     """Sequences of tokens for a masked or a causal language model, with the labels of `examples_of`."""
 
     source: str
-    characters: tuple  # training, held out
-    held_out_names: list
+    documents: tuple  # (name, text) pairs of the training side, and of the held-out
     tokenizer: Any
     causal: bool
     training: Batch
@@ -45,11 +44,11 @@ class Dataset:
 
     @property
     def fingerprint(self):
-        """A hash of all tokens: whether two runs read the same text in the same way."""
+        """A hash of the text: whether two runs read the same."""
         digest = hashlib.sha256()
-        for examples in (self.training, self.held_out):
-            digest.update(repr(examples.ids.shape).encode())
-            digest.update(np.ascontiguousarray(examples.ids))
+        for side in self.documents:
+            for _, text in side:
+                digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     @property
@@ -57,9 +56,9 @@ class Dataset:
         """What a record says of the text, JSON."""
         return {
             "source": self.source,
-            "training_characters": self.characters[0],
-            "held_out_characters": self.characters[1],
-            "held_out": self.held_out_names,
+            "training_characters": sum(len(text) for _, text in self.documents[0]),
+            "held_out_characters": sum(len(text) for _, text in self.documents[1]),
+            "held_out": [name for name, _ in self.documents[1]],
             "vocabulary": self.vocabulary,
             "training_sequences": len(self.training.ids),
             "held_out_sequences": len(self.held_out.ids),
@@ -87,8 +86,7 @@ def read_dataset(corpus, causal, length, vocab_size=None, tokenizer=None):
         sides.append(examples)
     return Dataset(
         source=", ".join(map(str, corpus)) if corpus else "the Python language reference (pydoc_data.topics)",
-        characters=tuple(sum(len(text) for _, text in side) for side in (training, held_out)),
-        held_out_names=[name for name, _ in held_out],
+        documents=(training, held_out),
         tokenizer=tokenizer,
         causal=causal,
         training=sides[0],
@@ -97,10 +95,14 @@ def read_dataset(corpus, causal, length, vocab_size=None, tokenizer=None):
 
 
 def examples_of(documents, tokenizer, causal, length):
-    """(name, text) documents as a Batch of sequences; a label is the token itself, -100 where it stands for no text."""
+    """(name, text) documents as a Batch of sequences; a label is the token itself, -100 where it stands for no text.
+
+    Sequences without anything to predict, a last token alone or nothing but [UNK], are left out.
+    """
     ids, valid = (pack_stream if causal else pack)(documents, tokenizer, length)
     text = valid if causal else ~np.isin(ids, SpecialTokens.of(tokenizer))
-    return Batch(ids, np.where(text, ids, IGNORED), valid)
+    predicted = text[:, 1:] if causal else text  # nothing predicts the first token of a causal sequence
+    return Batch(ids, np.where(text, ids, IGNORED), valid).rows(predicted.any(axis=1))
 
 
 def held_out_batches(examples, tokenizer, causal, size):

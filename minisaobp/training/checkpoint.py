@@ -1,7 +1,9 @@
 """What a run needs to go on, in one file: weights, optimiser and a description, whole or not there at all."""
 
+import contextlib
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +27,31 @@ def write_checkpoint(directory, parameters, optimiser, description):
     for part, flat in (("weights", parameters.flat), ("mean", optimiser.mean), ("square", optimiser.square)):
         views = parameters.like(to_host(flat))
         tensors |= {f"{part}.{name}": np.ascontiguousarray(view) for name, view in views.items()}
-    described = json.dumps(description | {"steps": optimiser.steps}, allow_nan=False)
+    checksum = _checksum(parameters, optimiser)
+    described = json.dumps(description | {"steps": optimiser.steps, "checksum": checksum}, allow_nan=False)
     data = serialise(tensors, metadata={"kind": KIND, "description": described})
 
     def keep_the_one_before():
-        if (directory / LATEST).exists():
+        with contextlib.suppress(ValueError):  # a damaged one must not take the place of the one before it
+            describe_checkpoint(directory / LATEST)
             os.replace(directory / LATEST, directory / BEFORE)
 
     write_whole(directory / LATEST, lambda file: file.write(data), before_renaming=keep_the_one_before)
 
 
 def describe_checkpoint(path):
-    """The description and tensor names of a checkpoint. Raises ValueError that names the file and what is wrong."""
+    """The description of a checkpoint. Raises ValueError that names the file and what is wrong."""
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != KIND:
                 raise ValueError(f"{path} is not a checkpoint of a training run")
-            return json.loads(metadata["description"])
+            description = json.loads(metadata["description"])
+            if not {"about", "best", "interval", "steps", "checksum"} <= description.keys():
+                raise KeyError
+            return description
+    except (KeyError, AttributeError, json.JSONDecodeError):
+        raise ValueError(f"{path} is a checkpoint without a description of its run") from None
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (OSError, SafetensorError) as error:
@@ -50,7 +59,16 @@ def describe_checkpoint(path):
 
 
 def read_checkpoint(path, parameters, optimiser):
-    """Fill parameters and optimiser from a checkpoint. Raises ValueError that names the tensor and both shapes."""
+    """Fill parameters and optimiser from a checkpoint. Raises ValueError that names the tensor and both shapes, or says
+    that numbers were altered, and names the checkpoint before it if that is whole.
+    """
+    try:
+        return _read(path, parameters, optimiser)
+    except ValueError as error:
+        raise ValueError(f"{error}{_offer(path)}") from None
+
+
+def _read(path, parameters, optimiser):
     description = describe_checkpoint(path)
     with safe_open(path, "np") as file:
         names = set(file.keys())
@@ -66,8 +84,17 @@ def read_checkpoint(path, parameters, optimiser):
                         f"{view.shape}"
                     )
                 view[...] = tensor
+    if _checksum(parameters, optimiser) != description["checksum"]:
+        raise ValueError(f"{path} is damaged: its numbers are not those that were written")
     optimiser.steps = description["steps"]
     return description
+
+
+def _checksum(parameters, optimiser):
+    total = 0
+    for flat in (parameters.flat, optimiser.mean, optimiser.square):
+        total = zlib.crc32(to_host(flat), total)
+    return total
 
 
 def find_checkpoint(path):
@@ -84,11 +111,13 @@ def find_checkpoint(path):
     try:
         return path, describe_checkpoint(path)
     except ValueError as error:
-        before = path.with_name(BEFORE)
-        if path != before:
-            try:
-                steps = describe_checkpoint(before)["steps"]
-            except ValueError:
-                raise error from None
-            raise ValueError(f"{error}; the one before it, of step {steps}, is whole: {before}") from None
-        raise
+        raise ValueError(f"{error}{_offer(path)}") from None
+
+
+def _offer(path):
+    """What an error message adds if there is a checkpoint before that one."""
+    before = Path(path).with_name(BEFORE)
+    with contextlib.suppress(ValueError):
+        if Path(path) != before:
+            return f"; the one before it, of step {describe_checkpoint(before)['steps']}, is whole: {before}"
+    return ""

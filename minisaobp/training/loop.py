@@ -31,12 +31,18 @@ def train(model, batches, settings, optimiser):
     batches: an object whose batch(number, size) is a Batch; step s takes the numbers s * accumulate and following.
     The loss is the mean over all labels of the step, in nats (of a regression the mean squared error). Everything that
     is drawn depends on the seed and the step alone, so a run continued from weights and optimiser goes on bit for bit.
+    Raises FloatingPointError where loss or gradient are not finite; the weights are then those of the step before.
     """
     weights = model.parameters.flat
     for step in range(optimiser.steps, settings.steps):
         started = time.perf_counter()
         loss, gradient = _loss_and_gradient(model, batches, settings, step)
-        clip_to_norm(gradient, settings.max_norm)
+        norm = clip_to_norm(gradient, settings.max_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"training diverges, lower the learning rate: step {step + 1} has loss {float(loss):g} and a gradient "
+                f"of length {float(norm):g}"
+            )
         rate = cosine_with_warmup(step, settings.steps, settings.peak_rate, settings.warmup)
         optimiser.update(weights, gradient, rate)
         yield float(loss), time.perf_counter() - started
@@ -76,7 +82,8 @@ class Score:
 
     @property
     def perplexity(self):
-        return math.exp(min(self.loss, 700.0))
+        """None of a regression; at most e^700, which a float can hold."""
+        return None if self.accuracy is None else math.exp(min(self.loss, 700.0))
 
 
 def evaluate(model, batches):

@@ -15,11 +15,14 @@ import signal
 import threading
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from ..files import write_whole
+from ..files import unfinished, write_whole
 from .checkpoint import LATEST, read_checkpoint, write_checkpoint
 from .loop import evaluate, optimiser_for, train
+
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,17 +35,20 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
     batches, settings: as of `loop.train`. held_out: list of Batch, evaluated at the start, every `every` steps and at
     the end; the model with the lowest loss on it is in best/. about: JSON that every checkpoint carries. checkpoint: a
     file of this very run to go on from. beside: {name: bytes} of files that belong next to a model. Ctrl-C ends the
-    step, writes a checkpoint and raises Interrupted; so at any moment does a second one, without a checkpoint.
+    step, writes a checkpoint and raises Interrupted; a second one stops at once, without a checkpoint. Raises
+    FloatingPointError if training diverges, with the checkpoint before it intact.
     """
     directory = Path(directory)
     optimiser = optimiser_for(model, settings)
     best, interval, lines = math.inf, [0.0, 0, 0.0], []  # of the steps since an evaluation: losses, number, seconds
     if checkpoint is not None:
         described = read_checkpoint(checkpoint, model.parameters, optimiser)
-        best, interval = described["best"] or math.inf, described["interval"]
+        best, interval = math.inf if described["best"] is None else described["best"], described["interval"]
         lines = _lines_until(directory / "metrics.jsonl", optimiser.steps)
-    for leftover in directory.rglob("*.part"):  # of a run that was killed while it wrote
-        leftover.unlink()
+    models = [directory / name / file for name in ("best", "last") for file in (*MODEL_FILES, *(beside or {}))]
+    for path in (directory / "run.json", directory / "metrics.jsonl", directory / LATEST, *models):
+        for leftover in unfinished(path):  # of a run that was killed while it wrote
+            leftover.unlink()
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     write_whole(directory / "metrics.jsonl", lambda file: file.write(text))
 
@@ -52,7 +58,9 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
 
     def measure():
         nonlocal best, interval
-        line = _line(evaluate(model, held_out), optimiser.steps, settings, interval)
+        line = _line(evaluate(model, held_out), optimiser.steps, interval)
+        if not math.isfinite(line["held_out_loss"]):
+            raise FloatingPointError(f"the held-out loss is {line['held_out_loss']} after step {optimiser.steps}")
         lines.append(line)
         _append(directory / "metrics.jsonl", line)
         names = ["last"]
@@ -66,17 +74,14 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
         tqdm.write(_sentence(line))
 
     steps = train(model, batches, settings, optimiser)
-    with _interrupts() as asked, tqdm(total=settings.steps, initial=optimiser.steps, unit="step") as bar:
-        if not lines or (optimiser.steps == settings.steps and lines[-1]["step"] < settings.steps):
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # loss and gradient are checked at every step
+    with quiet, _interrupts() as asked, tqdm(total=settings.steps, initial=optimiser.steps, unit="step") as bar:
+        if checkpoint is None:
             measure()
         for loss, seconds in steps:
             interval = [interval[0] + loss, interval[1] + 1, interval[2] + seconds]
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} after step {optimiser.steps}; the last checkpoint is of before: lower the rate"
-                )
             if optimiser.steps % every == 0 or optimiser.steps == settings.steps:
                 measure()
             if asked() and optimiser.steps < settings.steps:
@@ -85,7 +90,7 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
     return lines
 
 
-def _line(score, step, settings, interval):
+def _line(score, step, interval):
     """One evaluation, as metrics.jsonl records it."""
     losses, steps, seconds = interval
     return {
@@ -102,20 +107,18 @@ def _line(score, step, settings, interval):
 def _sentence(line):
     training = "" if line["training_loss"] is None else f"training loss {line['training_loss']:.3f}, "
     accuracy = "" if line["held_out_accuracy"] is None else f", accuracy {line['held_out_accuracy']:.1%}"
-    return (
-        f"step {line['step']}: {training}held-out loss {line['held_out_loss']:.3f}, "
-        f"perplexity {line['held_out_perplexity']:.1f}{accuracy}"
-    )
+    perplexity = "" if line["held_out_perplexity"] is None else f", perplexity {line['held_out_perplexity']:.5g}"
+    return f"step {line['step']}: {training}held-out loss {line['held_out_loss']:.3f}{perplexity}{accuracy}"
 
 
 def _lines_until(path, step):
     """The lines of a log up to that step; what a later, lost part of the run wrote is written again by this one."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # the last line of a killed run may be half a line
                 line = json.loads(text)
-                if line["step"] <= step:
+                if isinstance(line, dict) and line.get("step", math.inf) <= step:
                     lines.append(line)
     return lines
 
@@ -130,7 +133,7 @@ def _append(path, line):
 def _save_model(model, directory, beside):
     model.save_pretrained(directory)
     for name, content in beside.items():
-        if not (directory / name).exists():
+        if not (directory / name).exists() or (directory / name).read_bytes() != content:
             write_whole(directory / name, lambda file, content=content: file.write(content))
 
 

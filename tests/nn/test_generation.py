@@ -51,6 +51,11 @@ def test_top_k_and_temperature_by_their_frequencies():
     assert draw(1.0, 1).tolist() == [1, 0, 0, 0]
 
 
+def test_a_temperature_near_zero_is_greedy():
+    scores = np.array([[0.1, 0.7, 0.2], [3.0, 1.0, 2.0]])
+    assert generation._choose(scores, 1e-310, None, np.random.default_rng(0)).tolist() == [1, 0]
+
+
 def test_the_same_seed_draws_the_same_text():
     first, again, other = (
         np.array(list(model_of("high").generate(IDS, 20, 1.0, 5, np.random.default_rng(seed)))) for seed in (0, 0, 1)
@@ -65,6 +70,9 @@ def test_the_same_seed_draws_the_same_text():
         ({"temperature": -1.0}, "temperature: expected a number >= 0"),
         ({"temperature": 1.0}, "rng: expected a generator"),
         ({"top_k": 0}, "top_k: expected a whole number >= 1"),
+        ({"top_k": 2.5}, "top_k: expected a whole number >= 1"),
+        ({"tokens": -3}, "tokens: expected a whole number >= 1"),
+        ({"temperature": "1"}, "temperature: expected a number"),
         ({"ids": IDS + 1}, r"ids: expected 0\.\.10"),
     ],
 )

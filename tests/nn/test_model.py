@@ -110,6 +110,11 @@ BAD_CONFIGS = {
     "lam: expected 2": {"lam": [0.1, 0.2, 0.3]},
     "vocab_size": {"vocab_size": 0},
     "hidden_size": {"hidden_size": 12.0},
+    "num_hidden_layers": {"num_hidden_layers": 10**30},
+    "layer_norm_eps": {"layer_norm_eps": float("nan")},
+    "layer_norm_eps: ": {"layer_norm_eps": "1e-5"},
+    "initializer_range": {"initializer_range": None},
+    "pad_token_id": {"pad_token_id": True},
 }
 
 
@@ -134,3 +139,19 @@ def test_bad_arguments_are_named():
         model.loss_and_gradients(IDS, LABELS[:2])
     with pytest.raises(ValueError, match="attention_mask"):
         model.logits(IDS, MASK[:2])
+    with pytest.raises(ValueError, match="attention_mask: expected 1 for tokens and 0 for padding"):
+        model.logits(IDS, np.where(MASK == 1, 0.0, -1e4))
+    with pytest.raises(TypeError, match="ids: expected an array, got list"):
+        model.logits(IDS.tolist())
+    with pytest.raises(ValueError, match="config: expected model_type 'bert', got 'gpt2'"):
+        Bert.initialise(preset("gpt2-mini", 99), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="dtype: expected float32 or float64, got float16"):
+        Bert.initialise(model.config, np.random.default_rng(0), np.float16)
+
+
+def test_learned_lambda_has_no_gradient_beyond_its_bounds():
+    model = tiny("high", learn_lam="head")
+    name = "bert.encoder.layer.1.attention.self.lam"
+    model.parameters[name][...] = [0.3, 81.0, -90.0]
+    _, gradients = model.loss_and_gradients(IDS, LABELS, MASK)
+    assert gradients[name][0] != 0 and gradients[name][1:].tolist() == [0, 0]

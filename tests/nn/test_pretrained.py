@@ -68,3 +68,57 @@ def test_another_model_is_refused(saved, key, value):
     (saved / "config.json").write_text(json.dumps(described | {key: value}))
     with pytest.raises(ValueError, match=f"config.json: {key}"):
         from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"model_type": []},
+        {"model_type": "gpt2", "n_embd": None, "n_inner": None},
+        {"model_type": "gpt2", "n_layer": 10**30},
+        {"model_type": "bert", "architectures": 5},
+        {"model_type": "bert", "layer_norm_eps": "x"},
+        {"model_type": "bert", "architectures": ["T5Model"]},
+        {"model_type": "gpt2", "embd_pdrop": 0.3},
+    ],
+)
+def test_any_nonsense_in_a_configuration_is_a_value_error(saved, described):
+    (saved / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"config.json: \w+: expected"):
+        from_pretrained(saved)
+
+
+def test_keys_that_are_absent_mean_what_they_mean_to_transformers(saved):
+    (saved / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match=r"no tensor transformer.wte.weight, .* \(50257, 768\)"):
+        from_pretrained(saved)
+
+
+def test_a_model_that_cannot_be_described_writes_nothing(saved, monkeypatch):
+    from minisaobp.nn import pretrained
+
+    before = (saved / "model.safetensors").read_bytes()
+    monkeypatch.setattr(pretrained, "_description", lambda config: {"eps": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        tiny().save_pretrained(saved)
+    assert (saved / "model.safetensors").read_bytes() == before
+
+
+def test_names_of_the_first_bert_models(saved):
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def rename(tensors):
+        for name in list(tensors):
+            for new, was in old.items():
+                if name.endswith(new):
+                    tensors[name.replace(new, was)] = tensors.pop(name)
+
+    rewrite(saved, rename)
+    assert np.array_equal(from_pretrained(saved).parameters.flat, tiny(["high", "original"]).parameters.flat)
+
+
+def test_numbers_of_numpys_kinds_are_saved(tmp_path):
+    model = tiny()
+    config = type(model.config)(**vars(model.config) | {"hidden_size": np.int64(12), "lam": np.float64(0.4)})
+    type(model)(config, model.parameters).save_pretrained(tmp_path)
+    assert from_pretrained(tmp_path).config == model.config

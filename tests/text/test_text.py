@@ -3,6 +3,7 @@ import pytest
 
 from minisaobp.text.batches import Batch, Batches, in_order
 from minisaobp.text.corpora import python_documentation, text_files
+from minisaobp.text.dataset import examples_of
 from minisaobp.text.masking import IGNORED, mask_tokens, masking
 from minisaobp.text.tokenizer import (
     END_OF_TEXT,
@@ -158,3 +159,14 @@ def test_in_order_misses_none():
     parts = in_order(Batch(ids, ids + 1), 3)
     assert [len(part.ids) for part in parts] == [3, 3, 1] and parts[0].attention_mask is None
     assert np.array_equal(np.concatenate([part.labels for part in parts]), ids + 1)
+
+
+def test_sequences_without_anything_to_predict_are_left_out():
+    tokenizer = train_bpe(DOCUMENTS, 300)
+    tokens = len(tokenizer.encode(DOCUMENTS[0][1]).ids) + 1
+    length = next(n for n in range(7, 40) if tokens % n == 1)  # the last token would stand alone
+    examples = examples_of(DOCUMENTS[:1], tokenizer, True, length)
+    assert examples.ids.shape == (tokens // length, length)
+    wordpiece = train_wordpiece(DOCUMENTS, 120)
+    examples = examples_of([("x", "fox " + "漢 " * 30)], wordpiece, False, 10)
+    assert len(examples.ids) == 1 and (examples.labels != IGNORED).sum() > 0

@@ -1,6 +1,7 @@
 """A run in a folder: what it leaves behind, stopped anywhere and gone on with, and damaged checkpoints."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -40,7 +41,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["best", BEFORE, LATEST, "last", "metrics.jsonl"]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == lines
     assert [line["step"] for line in lines] == [0, 5, 10, 12] and lines[0]["training_loss"] is None
-    assert lines[-1]["held_out_perplexity"] == np.exp(lines[-1]["held_out_loss"])
+    assert lines[-1]["held_out_perplexity"] == math.exp(lines[-1]["held_out_loss"])
     assert np.array_equal(from_pretrained(tmp_path / "last").parameters.flat, model.parameters.flat)
     assert (tmp_path / "best" / "tokenizer.json").read_bytes() == b"{}"
     best = min(lines, key=lambda line: line["held_out_loss"])
@@ -115,14 +116,14 @@ def test_a_finished_run_goes_on_with_nothing(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
-    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the loss is"):
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"training diverges|held-out loss is"):
         go(tmp_path, settings=Settings(steps=50, batch=4, peak_rate=1e30, max_norm=1e30))
     assert find_checkpoint(tmp_path)[1]["steps"] == 0
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path):
     go(tmp_path)
-    whole = (tmp_path / LATEST).read_bytes()
+    whole, described = (tmp_path / LATEST).read_bytes(), find_checkpoint(tmp_path)[1]
     for damaged in (whole[: len(whole) // 2], whole[:5], b"", b"something else" * 100):
         (tmp_path / LATEST).write_bytes(damaged)
         with pytest.raises(
@@ -130,6 +131,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path):
         ):
             find_checkpoint(tmp_path)
     assert find_checkpoint(tmp_path / BEFORE)[1]["steps"] == 10
+    go(tmp_path, checkpoint=tmp_path / BEFORE)  # what it offers works, and leaves a whole one before the next
+    assert find_checkpoint(tmp_path)[1] == described and find_checkpoint(tmp_path / BEFORE)[1]["steps"] == 10
     (tmp_path / LATEST).unlink()
     assert find_checkpoint(tmp_path)[0] == tmp_path / BEFORE
     (tmp_path / BEFORE).write_bytes(whole[:100])
@@ -162,8 +165,44 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path):
         ({}, rf"has no tensor {name}, expected one of shape \(16, 32\)"),
     ):
         save_file({k: v for k, v in tensors.items() if k != name} | change, tmp_path / LATEST, metadata=metadata)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message + ".*; the one before it, of step 10, is whole"):
             read_checkpoint(tmp_path / LATEST, model.parameters, optimiser_for(model, SETTINGS))
+
+
+def test_altered_numbers_are_noticed(tmp_path):
+    go(tmp_path)
+    content = bytearray((tmp_path / LATEST).read_bytes())
+    content[-7] ^= 1
+    (tmp_path / LATEST).write_bytes(content)
+    model = model_of("high", learn_lam="layer")
+    with pytest.raises(ValueError, match="is damaged: its numbers are not those that were written; the one before"):
+        read_checkpoint(tmp_path / LATEST, model.parameters, optimiser_for(model, SETTINGS))
+
+
+def test_a_lost_log_changes_nothing_but_the_log(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    _, lines = go(tmp_path / "whole")
+    for name, content in ((BEFORE, None), ("metrics.jsonl", b'5\n[]\n{"a": 1}\n\xff\n')):
+        (tmp_path / "cut" / name).write_bytes(content or (tmp_path / "whole" / name).read_bytes())
+    again = go(tmp_path / "cut", checkpoint=tmp_path / "cut" / BEFORE)[1]
+    assert without_seconds(again) == without_seconds(lines[3:])
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):
+    model = model_of()
+    loss_and_gradients = type(model).loss_and_gradients
+
+    def with_infinity(*arguments, **options):
+        loss, gradients = loss_and_gradients(*arguments, **options)
+        gradients.flat[3] = np.inf
+        return loss, gradients
+
+    monkeypatch.setattr(type(model), "loss_and_gradients", with_infinity)
+    before = model.parameters.flat.copy()
+    with pytest.raises(FloatingPointError, match=r"step 1 has loss .* and a gradient of length inf"):
+        go(tmp_path, model=model)
+    assert np.array_equal(model.parameters.flat, before)
 
 
 SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--length", "16", "--batch", "2", "--vocabulary", "300"]
