@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 FLOATS = ("float16", "float32", "float64")
-PIECE = 1 << 20  # numbers of one array that a thread works on at a time: 4 MiB in float32, large beside the calls
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+PIECE = 1 << 18  # numbers of one array that a thread works on at a time: 1 MiB in float32, which caches hold
 
 
 def _start_threads():
     global _threads
-    _threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisaobp")
+    _threads = ThreadPoolExecutor(CORES, thread_name_prefix="minisaobp")
 
 
 _start_threads()
@@ -105,7 +106,8 @@ def row_sum(x):
 
 def row_dot(x, y):
     """Sum of x * y along the last axis, kept: (..., L) -> (..., 1), without the product as an array."""
-    return array_namespace(x).einsum("...k,...k->...", x, y)[..., None]
+    xp = array_namespace(x)
+    return (np.vecdot(x, y) if xp is np else xp.einsum("...k,...k->...", x, y))[..., None]
 
 
 def in_pieces(work, stack, whole=False):
@@ -120,6 +122,18 @@ def in_pieces(work, stack, whole=False):
         return
     if whole or count <= step or array_namespace(stack) is not np:
         work(slice(0, count))
-    else:
-        # list: an exception in a piece is raised here
-        list(_threads.map(work, [slice(a, a + step) for a in range(0, count, step)]))
+        return
+    pieces = [slice(a, a + step) for a in range(0, count, step)]
+
+    def work_through(some):
+        for piece in some:
+            work(piece)
+
+    # neighbouring pieces to one thread, the first of them to this one: handing over costs more than a small piece
+    share = -(-len(pieces) // CORES)
+    others = [_threads.submit(work_through, pieces[a : a + share]) for a in range(share, len(pieces), share)]
+    try:
+        work_through(pieces[:share])
+    finally:
+        for other in others:
+            other.result()  # an exception in a piece is raised here

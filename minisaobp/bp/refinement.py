@@ -84,13 +84,22 @@ def potts_messages_backward(dt, P, lam):
 
 
 def beliefs(P, t, reach, causal=False, include_self=False, out=None):
-    """Beliefs B, written to `out` if given, from priors P and messages t, all (..., L, L), where |log t| <= reach.
+    """Beliefs B from priors P and messages t, all (..., L, L), where |log t| <= reach.
 
-    Returns B and the ratio B/P, which is finite also where P = 0 and is the gradient's factor there.
+    Returns B and the ratio B/P, which is finite also where P = 0 and is the gradient's factor there. With `out`, for
+    which no gradient is wanted, B is written there and the ratio is None.
     """
     xp = array_namespace(P)
     weight = _product_of_messages(t, reach, causal)  # exp(C) up to a factor per row, j's own message included
-    ratio = weight + xp.zeros_like(t) if include_self else weight / t
+    ratio = xp.empty_like(t) if out is None else out
+    if include_self:
+        ratio[...] = weight
+    elif causal:
+        xp.divide(weight, t, out=ratio)
+    else:
+        several = _rows_at_once(t)
+        weight = xp.tile(weight, several.shape[-1] // t.shape[-1])
+        xp.divide(weight, several, out=ratio.reshape(several.shape))
     Z = row_dot(P, ratio)
     # Terms below tiny * e^reach may have been lost (a weight below tiny, divided by a t as small as e^-reach).
     limits = np.finfo(P.dtype)
@@ -99,10 +108,10 @@ def beliefs(P, t, reach, causal=False, include_self=False, out=None):
     B = xp.multiply(P, ratio, out=out)
     if faint.any():
         B_in_logs, ratio_in_logs = _beliefs_in_logs(P, t, causal, include_self)
-        faint = xp.broadcast_to(faint, B.shape)
         xp.copyto(B, B_in_logs, where=faint)
-        xp.copyto(ratio, ratio_in_logs, where=faint)
-    return B, ratio
+        if out is None:
+            xp.copyto(ratio, ratio_in_logs, where=faint)
+    return B, (ratio if out is None else None)
 
 
 def beliefs_backward(dB, B, causal=False, include_self=False):
@@ -129,8 +138,12 @@ def _product_of_messages(t, reach, causal):
     block = max(1, int(MAX_LOG_PRODUCT / max(reach, MAX_LOG_PRODUCT / L)))
     C = xp.zeros((*t.shape[:-2], 1, L))  # float64: one number per label, and its exponential is what is kept
     if not causal:
-        for a in range(0, L, block):
-            C += xp.log(xp.prod(t[..., a : a + block, :], axis=-2, keepdims=True).astype(C.dtype))
+        several = _rows_at_once(t)
+        for a in range(0, several.shape[-2], block):
+            product = xp.prod(several[..., a : a + block, :], axis=-2)
+            # at most 16 products of e^-30 .. e^30 in one: within float64
+            product = xp.prod(product.reshape(*product.shape[:-1], -1, L), axis=-2, keepdims=True, dtype=C.dtype)
+            C += xp.log(product)
         return xp.exp(C - xp.max(C, axis=-1, keepdims=True)).astype(t.dtype)
     product = xp.empty_like(t)
     for a in range(0, L, block):
@@ -139,6 +152,13 @@ def _product_of_messages(t, reach, causal):
         xp.multiply(rows, so_far, out=product[..., a : a + block, :])
         C += xp.log(rows[..., -1:, :].astype(C.dtype))
     return product
+
+
+def _rows_at_once(t):
+    """(..., L, L) seen as (..., L/n, n L), n rows side by side: NumPy's loops over short rows are mostly overhead."""
+    L = t.shape[-1]
+    n = max(n for n in (1, 2, 4, 8, 16) if L % n == 0 and (n == 1 or n * L <= 2048))
+    return t.reshape(*t.shape[:-2], L // n, n * L)
 
 
 def _down_the_rows(add_or_multiply, x):
@@ -178,7 +198,7 @@ class RefinementCache(NamedTuple):
 def refine_rows(P, lam, variant="high", *, causal=False, include_self=False, visible=None, out=None):
     """Refined rows B of attention P, both (..., L, L); rows of P sum to 1 or 0 and are zero where not visible.
 
-    B is written to `out` if that is given. Returns B and a cache for `refine_rows_backward`.
+    Returns B and a cache for `refine_rows_backward`; with `out`, to which B is written, there is no cache: None.
     """
     if variant == "elemmul":
         # Eq. 15: B_ij ~ sum_k P_ik P_jk. P P^T is symmetric, so it gives weight back to what the mask forbade.
@@ -189,11 +209,12 @@ def refine_rows(P, lam, variant="high", *, causal=False, include_self=False, vis
         Z = row_sum(B)
         Z = xp.where(Z > 0, Z, 1)
         B /= Z
-        return B, RefinementCache(variant, lam, causal, include_self, P, B, Z, None, visible)
+        cache = RefinementCache(variant, lam, causal, include_self, P, B, Z, None, visible)
+        return B, cache if out is None else None
     signed = -lam if variant == "low" else lam
     t = potts_messages(P, signed)
     B, ratio = beliefs(P, t, float(np.max(np.abs(lam))), causal, include_self, out)
-    return B, RefinementCache(variant, lam, causal, include_self, P, B, ratio, t, None)
+    return B, None if out is not None else RefinementCache(variant, lam, causal, include_self, P, B, ratio, t, None)
 
 
 def refine_rows_backward(dB, cache):
