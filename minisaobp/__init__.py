@@ -10,7 +10,17 @@ from .bp import (
     streaming_attention,
     streaming_attention_backward,
 )
-from .metrics import attention_entropy, gtd, indirect_attention, indirect_entropy
+from .metrics import (
+    attention_entropy,
+    betweenness,
+    clustering_coefficient,
+    cross_layer_gtd,
+    gtd,
+    gtd_backward,
+    indirect_attention,
+    indirect_entropy,
+    sparsity,
+)
 from .nn import from_pretrained
 
 __version__ = "0.1.0"
@@ -18,14 +28,19 @@ __all__ = [
     "FactorGraph",
     "algorithm1",
     "attention_entropy",
+    "betweenness",
+    "clustering_coefficient",
+    "cross_layer_gtd",
     "from_pretrained",
     "gtd",
+    "gtd_backward",
     "indirect_attention",
     "indirect_entropy",
     "refine",
     "refine_vjp",
     "refine_with_factor",
     "refine_with_factor_vjp",
+    "sparsity",
     "streaming_attention",
     "streaming_attention_backward",
 ]
