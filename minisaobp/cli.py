@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-from .commands import bench, compare, evaluate, generate, train
+from .commands import bench, compare, diagnose, evaluate, generate, train
 
-COMMANDS = (compare, train, evaluate, generate, bench)
+COMMANDS = (compare, train, evaluate, generate, diagnose, bench)
 
 
 class Parser(argparse.ArgumentParser):

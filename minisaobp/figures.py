@@ -31,10 +31,7 @@ def attention_figure(results, maps, path):
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        low, high = axes.get_ylim()
-        least = 0.02 if measure == "gtd" else 0.2  # an axis so fine that noise looks like a trend would mislead
-        spare = max(0, least - (high - low)) / 2
-        axes.set_ylim(low - spare, high + spare)
+        widen(axes, 0.02 if measure == "gtd" else 0.2)
     above.legend(handles=lines, loc="outside lower center", ncols=len(lines))
     above.suptitle("Held-out text, mean over heads and sequences")
 
@@ -50,3 +47,10 @@ def attention_figure(results, maps, path):
     bar.set_ticks([t**0.5 for t in ticks], labels=[f"{t:.2g}" for t in ticks])
     below.suptitle("One held-out sequence, last layer, mean over heads")
     write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def widen(axes, least):
+    """Let the vertical axis span that much: one so fine that noise looks like a trend would mislead."""
+    low, high = axes.get_ylim()
+    spare = max(0, least - (high - low)) / 2
+    axes.set_ylim(low - spare, high + spare)

@@ -1,7 +1,5 @@
 """evaluate: held-out loss and perplexity of a model."""
 
-import json
-
 from . import options
 
 NAME, HELP = "evaluate", "held-out loss and perplexity of a trained model"
@@ -29,7 +27,7 @@ def run(args, fail):
     if model.config.head != "lm":
         fail(f"argument --checkpoint: expected a language model, {directory} has the head {model.config.head!r}")
     causal = model.config.model_type == "gpt2"
-    asked, trained_on = _run_of(directory, fail)
+    asked, trained_on = options.run_of(directory, fail)
     if args.text is None and asked is None:
         fail(f"argument --text: needed, since {directory} does not lie in the folder of a training run")
     length = args.length or (asked["length"] if asked else model.config.max_position_embeddings)
@@ -54,15 +52,3 @@ def run(args, fail):
     print(f"{directory} on {source}, sequences of {length} tokens")
     print(f"loss {score.loss:.4f} nats, perplexity {score.perplexity:.2f}, accuracy {score.accuracy:.2%}")
     print(f"{score.labels:,} {what}")
-
-
-def _run_of(directory, fail):
-    """Options of the run in whose folder the model lies, and the fingerprint of its text; None if it lies in none."""
-    path = directory.parent / "run.json"
-    if not path.exists():
-        return None, None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record["options"][name] for name in ("corpus", "length")}, record["text"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"argument --checkpoint: {path} cannot be read as the record of a run ({type(error).__name__}: {error})")

@@ -1,6 +1,7 @@
 """What several commands accept: kinds of numbers, folders, sizes, and one clear line for what they do not."""
 
 import argparse
+import json
 import math
 import os
 import re
@@ -89,9 +90,8 @@ def writable_folder(path, names, fail):
 
 def opened(path, fail):
     """Model and tokenizer of a training run (its best model) or of a model's directory, and that directory."""
-    from tokenizers import Tokenizer
-
     from ..nn import from_pretrained
+    from ..text.tokenizer import load_tokenizer
 
     directory = Path(path)
     if (directory / "best").is_dir():
@@ -101,12 +101,27 @@ def opened(path, fail):
     except ValueError as error:
         fail(f"argument --checkpoint: {error}")
     try:
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
-        fail(f"argument --checkpoint: {directory / 'tokenizer.json'} cannot be read as a tokenizer ({error})")
+        tokenizer = load_tokenizer(directory)
+    except ValueError as error:
+        fail(f"argument --checkpoint: {error}")
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         fail(
-            f"argument --checkpoint: {directory / 'tokenizer.json'} has {tokenizer.get_vocab_size()} pieces, the model "
-            f"a vocabulary of {model.config.vocab_size}"
+            f"argument --checkpoint: the tokenizer in {directory} has {tokenizer.get_vocab_size()} pieces, the model a "
+            f"vocabulary of {model.config.vocab_size}"
         )
     return model, tokenizer, directory
+
+
+def run_of(directory, fail):
+    """Options of the run in whose folder the model lies, and the fingerprint of its text; None if it lies in none."""
+    for folder in (directory.parent, directory.parent.parent):  # best/, or models/step-N/
+        path = folder / "run.json"
+        if path.exists():
+            break
+    else:
+        return None, None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record["options"][name] for name in ("corpus", "length")}, record["text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"argument --checkpoint: {path} cannot be read as the record of a run ({type(error).__name__}: {error})")

@@ -29,6 +29,7 @@ DEFAULTS = SIZES | {
     "warmup": None,
     "weight_decay": 0.01,
     "eval_every": None,
+    "keep_models": False,
     "seed": 0,
     "out": "runs/train",
 }
@@ -41,7 +42,11 @@ def add(parser):
     def add(name, help, **more):
         # suppressed: beside --resume it matters which options were given
         shown = DEFAULTS.get(name[2:].replace("-", "_"))
-        shown = "" if shown is None else f" (default: {' '.join(shown) if isinstance(shown, list) else shown})"
+        shown = (
+            ""
+            if shown is None or shown is False
+            else f" (default: {' '.join(shown) if isinstance(shown, list) else shown})"
+        )
         parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **more)
 
     add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
@@ -68,6 +73,8 @@ def add(parser):
     add("--warmup", "steps until the peak (default: a tenth of all)", type=whole(0, 10**9))
     add("--weight-decay", "of AdamW", type=real(0, 10))
     add("--eval-every", "steps between evaluations and checkpoints (default: a tenth of all)", type=whole(1, 10**9))
+    add("--keep-models", "keep the model of every evaluation, in models/step-N, for `diagnose --run`",
+        action="store_true")  # fmt: skip
     add("--seed", "of weights, batches, masks and dropout", type=options.seed)
     add("--out", "folder of the run", metavar="DIR")
 
@@ -132,6 +139,7 @@ def run(args, fail):
             settings,
             out,
             every=asked["eval_every"],
+            keep_models=asked["keep_models"],
             about=about,
             checkpoint=checkpoint,
             beside={"tokenizer.json": text.tokenizer.to_str().encode()},

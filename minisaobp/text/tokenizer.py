@@ -2,7 +2,9 @@
 into sequences of one length.
 """
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +85,41 @@ def train_bpe(documents, vocab_size):
     )
     tokenizer.train_from_iterator((text for _, text in documents), trainer)
     return tokenizer
+
+
+def load_tokenizer(directory):
+    """The tokenizer of a model's directory: tokenizer.json, or BERT's vocab.txt, or GPT-2's vocab.json and merges.txt.
+
+    Raises ValueError that names the file.
+    """
+    directory = Path(directory)
+    try:
+        if (directory / "tokenizer.json").exists():
+            path = directory / "tokenizer.json"
+            return Tokenizer.from_file(str(path))
+        if (directory / "vocab.txt").exists():
+            path = directory / "vocab.txt"
+            words = path.read_text(encoding="utf-8").splitlines()
+            tokenizer = Tokenizer(WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+            tokenizer.normalizer = BertNormalizer(lowercase=_lower_case(directory))
+            tokenizer.pre_tokenizer, tokenizer.decoder = BertPreTokenizer(), decoders.WordPiece()
+            return tokenizer
+        path = directory / "vocab.json"
+        if path.exists():
+            tokenizer = Tokenizer(BPE.from_file(str(path), str(directory / "merges.txt")))
+            tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+            return tokenizer
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} cannot be read as a tokenizer ({error})") from None
+    raise ValueError(f"{directory} has no tokenizer: expected tokenizer.json, vocab.txt or vocab.json with merges.txt")
+
+
+def _lower_case(directory):
+    """What tokenizer_config.json says; BERT's default is to lower-case."""
+    try:
+        return bool(json.loads((directory / "tokenizer_config.json").read_text()).get("do_lower_case", True))
+    except (OSError, ValueError, AttributeError):
+        return True
 
 
 def pack(documents, tokenizer, length):

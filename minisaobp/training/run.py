@@ -4,6 +4,7 @@ which it goes on bit for bit.
     run.json                       what was asked for, on which machine
     metrics.jsonl                  one line per evaluation
     best/, last/                   models that `from_pretrained` and transformers open
+    models/step-N/                 the same of every evaluation, if they are kept
     checkpoint.safetensors         to go on from; checkpoint.previous.safetensors is the one before it
 """
 
@@ -11,14 +12,13 @@ import contextlib
 import json
 import math
 import os
-import signal
-import threading
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..files import unfinished, write_whole
+from ..interrupts import interrupts
 from .checkpoint import LATEST, read_checkpoint, write_checkpoint
 from .loop import evaluate, optimiser_for, train
 
@@ -29,12 +29,15 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run, whose state is on disk."""
 
 
-def train_run(model, batches, held_out, settings, directory, *, every, about, checkpoint=None, beside=None):
+def train_run(
+    model, batches, held_out, settings, directory, *, every, about, checkpoint=None, beside=None, keep_models=False
+):
     """Train a model in a directory that exists; returns the lines of metrics.jsonl as dicts.
 
     batches, settings: as of `loop.train`. held_out: list of Batch, evaluated at the start, every `every` steps and at
     the end; the model with the lowest loss on it is in best/. about: JSON that every checkpoint carries. checkpoint: a
-    file of this very run to go on from. beside: {name: bytes} of files that belong next to a model. Ctrl-C ends the
+    file of this very run to go on from. beside: {name: bytes} of files that belong next to a model. keep_models: also
+    keep the model of every evaluation. Ctrl-C ends the
     step, writes a checkpoint and raises Interrupted; a second one stops at once, without a checkpoint. Raises
     FloatingPointError if training diverges, with the checkpoint before it intact.
     """
@@ -44,7 +47,7 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
     if checkpoint is not None:
         described = read_checkpoint(checkpoint, model.parameters, optimiser)
         best, interval = math.inf if described["best"] is None else described["best"], described["interval"]
-        lines = _lines_until(directory / "metrics.jsonl", optimiser.steps)
+        lines = lines_until(directory / "metrics.jsonl", optimiser.steps)
     models = [directory / name / file for name in ("best", "last") for file in (*MODEL_FILES, *(beside or {}))]
     for path in (directory / "run.json", directory / "metrics.jsonl", directory / LATEST, *models):
         for leftover in unfinished(path):  # of a run that was killed while it wrote
@@ -67,6 +70,8 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
         if line["held_out_loss"] < best:
             best = line["held_out_loss"]
             names.append("best")
+        if keep_models:
+            names.append(f"models/step-{optimiser.steps}")
         for name in names:
             _save_model(model, directory / name, beside or {})
         interval = [0.0, 0, 0.0]
@@ -75,7 +80,7 @@ def train_run(model, batches, held_out, settings, directory, *, every, about, ch
 
     steps = train(model, batches, settings, optimiser)
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # loss and gradient are checked at every step
-    with quiet, _interrupts() as asked, tqdm(total=settings.steps, initial=optimiser.steps, unit="step") as bar:
+    with quiet, interrupts() as asked, tqdm(total=settings.steps, initial=optimiser.steps, unit="step") as bar:
         if checkpoint is None:
             measure()
         for loss, seconds in steps:
@@ -111,7 +116,7 @@ def _sentence(line):
     return f"step {line['step']}: {training}held-out loss {line['held_out_loss']:.3f}{perplexity}{accuracy}"
 
 
-def _lines_until(path, step):
+def lines_until(path, step):
     """The lines of a log up to that step; what a later, lost part of the run wrote is written again by this one."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
@@ -135,23 +140,3 @@ def _save_model(model, directory, beside):
     for name, content in beside.items():
         if not (directory / name).exists() or (directory / name).read_bytes() != content:
             write_whole(directory / name, lambda file, content=content: file.write(content))
-
-
-@contextlib.contextmanager
-def _interrupts():
-    """A function that says whether Ctrl-C was pressed; pressed again, or where nobody waits for it, it interrupts."""
-    pressed = []
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield lambda: False
-        return
-
-    def press(number, frame):
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

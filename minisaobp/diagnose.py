@@ -1,0 +1,277 @@
+"""What the paper measures on attention, for any model or any attention arrays, one batch of sequences at a time.
+
+Axis letters: N layers, B sequences of a batch, H heads, L tokens. Only running sums are kept, so memory does not grow
+with the number of sequences.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from scipy import stats
+
+from . import metrics
+from .backend import in_pieces
+from .metrics.entropy import mean_over_rows
+
+# by layer, head and sequence; `cross_layer_gtd` by layer and sequence, of the mean over heads
+MEASURES = ("entropy", "gtd", "indirect_entropy", "sparsity", "sink", "normalised_entropy", "local")
+GRAPH_MEASURES = ("clustering", "clustering_barrat", "clustering_onnela", "betweenness", "betweenness_weighted")
+TOLERANCE = 1e-3  # of the row sums of attention from elsewhere, which may have been stored in half precision
+
+
+class NotAttention(ValueError):
+    """An array that is no attention; says where."""
+
+
+@dataclasses.dataclass
+class Diagnosis:
+    """Running sums over the sequences seen so far."""
+
+    name: str
+    beta: float = 0.9
+    hops: int = 4
+    graph_sequences: int = 16  # how many sequences have their token graphs measured, which takes long
+    causal: bool | None = None  # None: as the first batch shows
+    sequences: int = 0
+    tokens: int = 0
+    sums: dict = dataclasses.field(default_factory=dict)
+    squares: dict = dataclasses.field(default_factory=dict)
+    position_sums: Any = None  # (N, L)
+    position_counts: Any = None  # (L,)
+    graphs: list = dataclasses.field(default_factory=list)
+    example: Any = None  # (N, L, L) of the first sequence, mean over heads
+
+    def add(self, maps, valid=None):
+        """Count a batch: maps (N, B, H, L, L), rows of sum 1; valid (B, L) booleans or None. Raises NotAttention."""
+        maps = np.asarray(maps)
+        valid = np.ones((maps.shape[1], maps.shape[-1]), bool) if valid is None else np.asarray(valid, bool)
+        check_attention(maps, valid, self.sequences)
+        maps = maps.astype(np.float32) if maps.dtype == np.float16 else maps
+        if self.causal is None:
+            L = maps.shape[-1]
+            self.causal = L > 1 and not maps[..., ~np.tri(L, dtype=bool)].any()
+        values, entropies = self._measure(maps, valid)
+        mean = maps.mean(axis=2)  # [N, B, L, L]
+        values["cross_layer_gtd"] = metrics.cross_layer_gtd(mean, self.beta, self.hops, valid=valid)
+        for name, value in values.items():
+            value = value.astype(np.float64)
+            self.sums[name] = self.sums.get(name, 0) + value.sum(axis=1)
+            self.squares[name] = self.squares.get(name, 0) + (value * value).sum(axis=1)
+        if self.position_sums is None:
+            self.position_sums, self.position_counts = np.zeros((len(maps), maps.shape[-1])), np.zeros(maps.shape[-1])
+        self.position_sums += np.where(valid, entropies, 0).sum(axis=1)
+        self.position_counts += valid.sum(axis=0)
+        for b in range(min(len(valid), self.graph_sequences - self.sequences)):
+            self._add_graphs(mean[:, b], valid[b], self.sequences + b)
+        if self.example is None:
+            self.example = mean[:, 0][:, valid[0]][:, :, valid[0]]
+        self.sequences += len(valid)
+        self.tokens += int(valid.sum())
+
+    def _measure(self, maps, valid):
+        """{measure: (N, B, H)} and the entropy of every row, mean over heads, (N, B, L)."""
+        N, B, H, L, _ = maps.shape
+        stack = maps.reshape(N * B * H, L, L)
+        rows = np.broadcast_to(valid[None, :, None], (N, B, H, L)).reshape(-1, L)
+        padded = not valid.all()
+        values = {name: np.empty(len(stack)) for name in MEASURES}
+        entropies = np.empty((len(stack), L))
+
+        def work(part):
+            A, some = stack[part], rows[part] if padded else None
+            of_rows = metrics.row_entropy(A)
+            entropies[part] = of_rows
+            values["entropy"][part] = mean_over_rows(of_rows, some)
+            values["gtd"][part], values["indirect_entropy"][part] = metrics.gtd_and_indirect_entropy(
+                A, self.beta, self.hops, valid=some
+            )
+            values["sparsity"][part] = metrics.sparsity(A, valid=some, causal=self.causal)
+            features = metrics.head_features(A, valid=some)
+            values["sink"][part], values["local"][part] = features["sink"], features["local"]
+            values["normalised_entropy"][part] = features["entropy"]
+
+        in_pieces(work, stack)
+        values = {name: value.reshape(N, B, H) for name, value in values.items()}
+        return values, entropies.reshape(N, B, H, L).mean(axis=2)
+
+    def _add_graphs(self, maps, valid, sequence):
+        """Token graphs of one sequence, maps (N, L, L) mean over heads: a point per layer."""
+        for layer, A in enumerate(maps):
+            self.graphs.append(
+                {
+                    "sequence": sequence,
+                    "layer": layer + 1,
+                    "gtd": float(metrics.gtd(A, self.beta, self.hops, valid=valid)),
+                    "clustering": metrics.clustering_coefficient(A, valid=valid),
+                    "clustering_barrat": metrics.clustering_coefficient(A, "barrat", valid=valid),
+                    "clustering_onnela": metrics.clustering_coefficient(A, "onnela", valid=valid),
+                    "betweenness": metrics.betweenness(A, valid=valid),
+                    "betweenness_weighted": metrics.betweenness(A, weighted=True, valid=valid),
+                }
+            )
+
+    def result(self):
+        """Everything as JSON: means over sequences by layer and by head, with the standard deviation by layer."""
+        means = {name: total / self.sequences for name, total in self.sums.items()}  # [N, H], cross-layer [N]
+        by_head = [name for name in MEASURES if name in means]
+        features = {"sink": means["sink"], "entropy": means["normalised_entropy"], "local": means["local"]}
+        regimes = metrics.regime(features)
+        layers = []
+        for n in range(len(regimes)):
+            row = {"layer": n + 1}
+            for name in by_head:
+                row[name] = float(means[name][n].mean())
+                spread = self.squares[name][n] / self.sequences - means[name][n] ** 2
+                row[name + "_std"] = float(np.sqrt(np.maximum(spread, 0)).mean())
+            row["cross_layer_gtd"] = float(means["cross_layer_gtd"][n])
+            row["regimes"] = {kind: int((regimes[n] == kind).sum()) for kind in metrics.attention.REGIMES}
+            layers.append(row)
+        heads = [
+            {"layer": n + 1, "head": h + 1, "regime": str(regimes[n, h])}
+            | {name: float(means[name][n, h]) for name in by_head}
+            for n in range(regimes.shape[0])
+            for h in range(regimes.shape[1])
+        ]
+        seen = self.position_counts > 0
+        return {
+            "name": self.name,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "causal": bool(self.causal),
+            "beta": self.beta,
+            "hops": self.hops,
+            "layers": layers,
+            "heads": heads,
+            "positional_entropy": [
+                [float(total / count) for total, count in zip(row[seen], self.position_counts[seen], strict=True)]
+                for row in self.position_sums
+            ],
+            "graphs": [_without_nan(point) for point in self.graphs],
+            "graph_correlations": [correlation(self.graphs, "gtd", name) for name in GRAPH_MEASURES],
+        }
+
+
+def check_attention(maps, valid, first=0):
+    """Raise NotAttention unless maps (N, B, H, L, L) are attention: finite, not negative, rows of sum 1.
+
+    Rows of padding (valid (B, L) False) may be anything finite. first: number of the batch's first sequence.
+    """
+    if maps.ndim != 5 or maps.shape[-1] != maps.shape[-2] or 0 in maps.shape:
+        raise NotAttention(f"expected shape (layers, batch, heads, L, L), got {maps.shape}")
+    if maps.dtype.name not in ("float16", "float32", "float64"):
+        raise NotAttention(f"expected float16, float32 or float64, got {maps.dtype}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        totals = maps.sum(axis=-1, dtype=np.float64)
+        lowest = maps.min(axis=-1)
+        used = np.broadcast_to(valid[None, :, None], totals.shape)
+        wrong = ~(np.isfinite(totals) & (lowest >= 0)) | (used & ~(abs(totals - 1) <= TOLERANCE))
+    if wrong.any():
+        n, b, h, j = (int(i) for i in np.argwhere(wrong)[0])
+        what = f"sums to {totals[n, b, h, j]:.6g}" if lowest[n, b, h, j] >= 0 else f"has {lowest[n, b, h, j]:.6g}"
+        raise NotAttention(
+            f"layer {n + 1}, sequence {first + b + 1}, head {h + 1}, row {j + 1} {what}, expected numbers >= 0 of sum "
+            f"1 to within {TOLERANCE:g}"
+        )
+
+
+def correlation(points, x, y, resamples=2000):
+    """Pearson's r of two measures over points (dicts), its p-value (scipy) and a 95% bootstrap interval over points.
+
+    Points where either is NaN or missing are left out and counted; r is None where fewer than three are left or one of
+    the two is constant.
+    """
+    pairs = [(point.get(x), point.get(y)) for point in points]
+    kept = np.array([pair for pair in pairs if None not in pair and not any(map(math.isnan, pair))]).reshape(-1, 2)
+    found = {"x": x, "y": y, "points": len(kept), "left_out": len(pairs) - len(kept), "r": None, "p": None}
+    found["interval"] = None
+    if len(kept) < 3 or (np.ptp(kept, axis=0) <= 1e-9 * abs(kept).max(axis=0)).any():  # constant but for rounding
+        return found
+    result = stats.pearsonr(*kept.T)
+    found["r"], found["p"] = float(result.statistic), float(result.pvalue)
+    rows = np.random.default_rng(0).integers(0, len(kept), (resamples, len(kept)))
+    drawn = kept[rows] - kept[rows].mean(axis=1, keepdims=True)  # [resamples, points, 2]
+    size = np.sqrt((drawn**2).sum(axis=1)).prod(axis=-1)
+    drawn = (drawn[..., 0] * drawn[..., 1]).sum(axis=1)[size > 0] / size[size > 0]
+    found["interval"] = [float(q) for q in np.quantile(drawn, [0.025, 0.975])]
+    return found
+
+
+def _without_nan(point):
+    """NaN, which JSON has no word for, as None."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in point.items()}
+
+
+def training_correlations(points):
+    """Over the models of one training run: (result of `Diagnosis`, line of metrics.jsonl) of each -> points and
+    correlations of GTD and cross-layer GTD, means over layers, with held-out loss and accuracy."""
+    rows = []
+    for result, line in points:
+        layers = result["layers"]
+        rows.append(
+            {
+                "step": line["step"],
+                "gtd": float(np.mean([row["gtd"] for row in layers])),
+                # the first layer has no path down
+                "cross_layer_gtd": float(np.mean([row["cross_layer_gtd"] for row in layers[1:] or layers])),
+                "held_out_loss": line["held_out_loss"],
+                "held_out_accuracy": line["held_out_accuracy"],
+            }
+        )
+    pairs = [(x, y) for x in ("gtd", "cross_layer_gtd") for y in ("held_out_loss", "held_out_accuracy")]
+    return {"points": rows, "correlations": [correlation(rows, x, y) for x, y in pairs]}
+
+
+def attention_file(path, size):
+    """How many sequences an attention file holds, and an iterator over (maps, valid) of `size` of them at a time.
+
+    .npy and .safetensors are read piece by piece. Raises NotAttention, a ValueError, if there is no such array.
+    """
+    path = Path(path)
+    mask = None
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            shape, read = array.shape, lambda part: np.asarray(array[:, part])
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                array, mask = _named(path, file, file.files)
+            shape, read = array.shape, lambda part: array[:, part]
+        elif path.suffix == ".safetensors":
+            file = safe_open(path, "np")
+            name, mask = _named(path, {key: key for key in file.keys()}, list(file.keys()))  # noqa: SIM118
+            mask = None if mask is None else file.get_tensor(mask)
+            stored = file.get_slice(name)
+            shape, read = tuple(stored.get_shape()), lambda part: stored[:, part]
+        else:
+            raise NotAttention(f"{path}: expected a file that ends in .npy, .npz or .safetensors")
+    except NotAttention:
+        raise
+    except Exception as error:  # of three formats and their libraries
+        raise NotAttention(f"{path} cannot be read as an array ({error})") from None
+    if len(shape) != 5 or shape[-1] != shape[-2] or 0 in shape:
+        raise NotAttention(f"{path}: expected shape (layers, batch, heads, L, L), got {shape}")
+    if mask is not None and (mask.shape != (shape[1], shape[-1]) or mask.dtype.kind not in "biu"):
+        raise NotAttention(
+            f"{path}: attention_mask: expected integers or booleans of shape {(shape[1], shape[-1])}, got {mask.dtype} "
+            f"of shape {mask.shape}"
+        )
+
+    def batches():
+        for a in range(0, shape[1], size):
+            part = slice(a, min(a + size, shape[1]))
+            yield read(part), None if mask is None else mask[part].astype(bool)
+
+    return shape[1], batches()
+
+
+def _named(path, arrays, names):
+    """The array named attention, or the only one, and that named attention_mask or None."""
+    others = [name for name in names if name != "attention_mask"]
+    if "attention" not in others and len(others) != 1:
+        raise NotAttention(f"{path}: expected one array, or one named attention, got {', '.join(names) or 'none'}")
+    name = "attention" if "attention" in others else others[0]
+    return arrays[name], arrays["attention_mask"] if "attention_mask" in names else None
