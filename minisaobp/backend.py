@@ -32,6 +32,45 @@ def array_namespace(*arrays):
     return np
 
 
+class NoGpu(ValueError):
+    """A GPU was asked for and there is none that can be used; says what was found."""
+
+
+def library(device):
+    """numpy for "cpu", cupy for "gpu", and for "auto" cupy if it has a usable GPU. Raises NoGpu."""
+    if device == "cpu":
+        return np
+    found = _gpu_trouble()
+    if found is None:
+        return sys.modules["cupy"]
+    if device == "auto":
+        return np
+    raise NoGpu(f"{found}; a GPU needs an NVIDIA driver and pip install minisaobp[cuda12] or minisaobp[cuda13]")
+
+
+def _gpu_trouble():
+    """What stands in the way of a GPU, None if nothing does. That CuPy can be imported says nothing about a GPU."""
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is not installed"
+    try:
+        if cupy.cuda.is_available():
+            return None
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy {cupy.__version__} finds no usable GPU ({error})"
+    return f"CuPy {cupy.__version__} finds no GPU"
+
+
+def generator(xp, *seeds):
+    """A generator of the library's random numbers that depends on the whole numbers `seeds` alone."""
+    if xp is np:
+        return np.random.default_rng(seeds)
+    state = int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
+    return xp.random.Generator(xp.random.Philox4x3210(state))
+
+
 def to_host(array):
     """The same numbers as a NumPy array."""
     return array.get() if array_namespace(array) is not np else np.asarray(array)

@@ -9,12 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from . import metrics
+from .backend import to_host
 from .files import write_json
 from .nn import Bert
 from .results import environment
 from .text.batches import in_order
 from .text.dataset import HELD_OUT_MASKS, Dataset, read_dataset
-from .training.loop import Settings, evaluate, optimiser_for, train
+from .training.loop import LOOK_EVERY, Settings, evaluate, optimiser_for, train
 
 VOCABULARY = 2000
 PEAK_RATE = 1e-3
@@ -44,10 +45,10 @@ def prepare(corpus, length):
     )
 
 
-def run_variant(task, config, settings, report):
+def run_variant(task, config, settings, report, xp=np):
     """Train and measure one variant. report(steps done) is called after each step. Returns its results as a dict."""
     seed, steps = settings["seed"], settings["steps"]
-    model = Bert.initialise(config, np.random.default_rng([seed, 0]))
+    model = Bert.initialise(config, np.random.default_rng([seed, 0])).on(xp)
     training = Settings(steps=steps, batch=settings["batch"], peak_rate=PEAK_RATE, warmup=steps // 10, seed=seed)
     losses, seconds = [], []
     with tqdm(total=steps, desc=f"{config.attention_variant:>8}", unit="step") as bar:
@@ -56,7 +57,8 @@ def run_variant(task, config, settings, report):
             seconds.append(taken)
             report(len(losses))
             tokens = settings["batch"] * settings["length"]
-            bar.set_postfix_str(f"loss {loss:.3f}, {tokens / taken:,.0f} tokens/s", refresh=False)
+            if isinstance(loss, float) or len(losses) % LOOK_EVERY == 0:
+                bar.set_postfix_str(f"loss {float(loss):.3f}, {tokens / taken:,.0f} tokens/s", refresh=False)
             bar.update()
     score = evaluate(model, task.text.held_out_batches(BATCH_HELD_OUT))
     quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
@@ -68,7 +70,7 @@ def run_variant(task, config, settings, report):
         **_measures(model, task),
         "seconds_per_step": quartiles[1],
         "seconds_per_step_quartiles": [quartiles[0], quartiles[2]],
-        "training_loss": losses,
+        "training_loss": [float(loss) for loss in losses],
     }, _example_map(model, task)
 
 
@@ -78,7 +80,7 @@ def _measures(model, task):
     functions = (metrics.attention_entropy, metrics.gtd, metrics.indirect_entropy)
     for batch in in_order(task.text.held_out, BATCH_HELD_OUT):
         valid = batch.attention_mask
-        maps = model.attention_maps(batch.ids, valid)  # [layers, B, H, L, L]
+        maps = to_host(model.attention_maps(batch.ids, valid))  # [layers, B, H, L, L]
         for name, function in zip(sums, functions, strict=True):
             sums[name] += function(maps, valid=valid[:, None]).mean(axis=2).sum(axis=1, dtype=np.float64)
     return {name: [float(x) for x in total / len(task.text.held_out.ids)] for name, total in sums.items()}
@@ -88,14 +90,14 @@ def _example_map(model, task):
     """Attention of the last layer, mean over heads, on the first of the longest held-out sequences, (L, L)."""
     ids, valid = task.text.held_out.ids, task.text.held_out.attention_mask
     row = valid.sum(axis=1).argmax()
-    return model.attention_maps(ids[row : row + 1, valid[row]])[-1, 0].mean(axis=0)
+    return to_host(model.attention_maps(ids[row : row + 1, valid[row]]))[-1, 0].mean(axis=0)
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during training; says what is on disk."""
 
 
-def compare(task, configs, settings, out):
+def compare(task, configs, settings, out, xp=np):
     """Train every configuration {variant: Config}, print the table, write results.json and attention.png into `out`.
 
     results.json is rewritten after each variant, with "complete": false until the last, so an interrupted run keeps
@@ -124,7 +126,7 @@ def compare(task, configs, settings, out):
             results["interrupted"] = {"variant": variant, "steps": steps}
 
         try:
-            results["variants"][variant], maps[variant] = run_variant(task, config, settings, report)
+            results["variants"][variant], maps[variant] = run_variant(task, config, settings, report, xp)
         except KeyboardInterrupt:
             if results["variants"] or not path.exists():
                 write_json(path, results)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import cuda
 from ..backend import array_namespace, row_dot, row_sum
 from .multistep import normalised_in_logs
 
@@ -212,6 +213,8 @@ def refine_rows(P, lam, variant="high", *, causal=False, include_self=False, vis
         cache = RefinementCache(variant, lam, causal, include_self, P, B, Z, None, visible)
         return B, cache if out is None else None
     signed = -lam if variant == "low" else lam
+    if out is not None and array_namespace(P) is not np:
+        return cuda.refine_rows(P, signed, causal, include_self, out), None
     t = potts_messages(P, signed)
     B, ratio = beliefs(P, t, float(np.max(np.abs(lam))), causal, include_self, out)
     return B, None if out is not None else RefinementCache(variant, lam, causal, include_self, P, B, ratio, t, None)

@@ -1,5 +1,7 @@
 """bench: speed and memory beside a peer."""
 
+import argparse
+
 from . import options
 
 NAME, HELP = "bench", "measure speed and memory beside a peer"
@@ -9,8 +11,9 @@ DESCRIPTION = "Measure speed and memory as medians with spreads, and as ratios t
 def add(parser):
     parser.add_argument(
         "what",
-        choices=["bp", "train"],
-        help="bp: refinement, streaming attention, Algorithm 1 in loops; train: a training step of BERT-Mini",
+        choices=["bp", "train", "gpu"],
+        help="bp: refinement, streaming attention, Algorithm 1 in loops; train: a training step of BERT-Mini; gpu: "
+        "both on a GPU, matrix products in TF32",
     )
     parser.add_argument(
         "--out", default="runs/bench", metavar="DIR", help="folder for the results as JSON (default: %(default)s)"
@@ -18,7 +21,13 @@ def add(parser):
 
 
 def run(args, fail):
+    if args.what == "gpu":
+        xp = options.device_library(argparse.Namespace(device="gpu", precision="tf32"), fail)
     out = options.writable_folder(args.out, (f"{args.what}.json",), fail)
+    if args.what == "gpu":
+        from ..bench_gpu import bench_gpu
+
+        return bench_gpu(out / "gpu.json", xp)
     from .. import bench
 
     {"bp": bench.bench_bp, "train": bench.bench_train}[args.what](out / f"{args.what}.json")

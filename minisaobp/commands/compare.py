@@ -23,6 +23,7 @@ def add(parser):
     add("--heads", type=whole(1, 10**6), default=4, help="heads, a divisor of the width (default: %(default)s)")
     add("--length", type=whole(8, 10**5), default=64, help="tokens per sequence (default: %(default)s)")
     add("--batch", type=whole(1, 10**6), default=16, help="sequences per step (default: %(default)s)")
+    options.add_device(parser)
     add("--out", default="runs/compare", metavar="DIR", help="for results.json, attention.png (default: %(default)s)")
 
 
@@ -32,6 +33,7 @@ def run(args, fail):
     if len(set(args.variants)) < len(args.variants):
         fail(f"argument --variants: expected each name once, got {' '.join(args.variants)}")
 
+    xp = options.device_library(args, fail)
     from ..compare import Interrupted, compare, findings, prepare, table
     from ..figures import attention_figure
     from ..nn import Config
@@ -64,7 +66,7 @@ def run(args, fail):
         f"{args.length} tokens, vocabulary {text.vocabulary}"
     )
     try:
-        results, maps = compare(task, configs, settings, out)
+        results, maps = compare(task, configs, settings, out, xp)
     except Interrupted as interrupt:
         print(f"\n{interrupt}", file=sys.stderr)
         raise

@@ -32,6 +32,7 @@ def add(parser):
         help="sequences whose token graphs are measured (default: %(default)s)")  # fmt: skip
     add("--beta", type=options.real(1e-6, 1e6), default=0.9, help="of GTD, Eq. 12 (default: %(default)s)")
     add("--hops", type=whole(2, 1000), default=4, help="K of GTD, Eq. 12 (default: %(default)s)")
+    options.add_device(parser)
     add("--out", default="runs/diagnose", metavar="DIR",
         help="for report.html, metrics.json and metrics.csv (default: %(default)s)")  # fmt: skip
 
@@ -41,6 +42,7 @@ def run(args, fail):
         fail("argument --text: not beside --attention, which needs no text")
     from ..diagnose import Diagnosis, NotAttention, attention_file, training_correlations
 
+    xp = options.device_library(args, fail)
     out = options.writable_folder(args.out, ("report.html", "metrics.json", "metrics.csv"), fail)
     sources, variants = [], {}
     for path in args.attention or []:
@@ -56,7 +58,7 @@ def run(args, fail):
         name = _name(path, variants)
         kinds = set(model.config.variants)
         variants[name] = kinds.pop() if len(kinds) == 1 else None
-        sources.append((name, min(len(examples.ids), args.sequences), _maps_of(model, examples, args.batch)))
+        sources.append((name, min(len(examples.ids), args.sequences), _maps_of(model.on(xp), examples, args.batch)))
     snapshots = _snapshots(args, fail) if args.over_time else []
 
     diagnoses = [Diagnosis(name, args.beta, args.hops, args.graphs) for name, _, _ in sources]
@@ -72,7 +74,7 @@ def run(args, fail):
             model, examples = _model_and_text(path, args, fail)
             one = Diagnosis(f"step {step}", args.beta, args.hops, 0)
             stopped = _measure(one, one.name, min(len(examples.ids), args.sequences),
-                               _maps_of(model, examples, args.batch))  # fmt: skip
+                               _maps_of(model.on(xp), examples, args.batch))  # fmt: skip
             if stopped:
                 break
             points.append((one.result(), line))
@@ -139,10 +141,11 @@ def _model_and_text(path, args, fail):
 
 
 def _maps_of(model, examples, size):
+    from ..backend import to_host
     from ..text.batches import in_order
 
     for batch in in_order(examples, size):
-        yield model.attention_maps(batch.ids, batch.attention_mask), batch.attention_mask
+        yield to_host(model.attention_maps(batch.ids, batch.attention_mask)), batch.attention_mask
 
 
 def _snapshots(args, fail):

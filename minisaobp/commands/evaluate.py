@@ -16,6 +16,7 @@ def add(parser):
     add("--text", nargs="+", metavar="FILE", help="UTF-8 text files, read whole (default: what the run held out)")
     add("--length", type=options.whole(8, 10**5), help="tokens per sequence (default: the run's, or all positions)")
     add("--batch", type=options.whole(1, 10**6), default=32, help="sequences at a time (default: %(default)s)")
+    options.add_device(parser)
 
 
 def run(args, fail):
@@ -23,6 +24,7 @@ def run(args, fail):
     from ..text.dataset import examples_of, held_out_batches, read_dataset
     from ..training.loop import evaluate
 
+    xp = options.device_library(args, fail)
     model, tokenizer, directory = options.opened(args.checkpoint, fail)
     if model.config.head != "lm":
         fail(f"argument --checkpoint: expected a language model, {directory} has the head {model.config.head!r}")
@@ -45,7 +47,7 @@ def run(args, fail):
         else:
             examples = examples_of(whole_files(args.text), tokenizer, causal, length)
             source = ", ".join(args.text)
-        score = evaluate(model, held_out_batches(examples, tokenizer, causal, args.batch))
+        score = evaluate(model.on(xp), held_out_batches(examples, tokenizer, causal, args.batch))
     except ValueError as error:
         fail(f"argument {'--checkpoint, the text of its run' if args.text is None else '--text'}: {error}")
     what = "tokens" if causal else "masked tokens, 4 maskings"

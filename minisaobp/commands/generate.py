@@ -17,17 +17,20 @@ def add(parser):
         help="0 takes the likeliest token, 1 draws from the model's probabilities (default: %(default)s)")  # fmt: skip
     add("--top-k", type=options.whole(1, 10**6), help="draw from that many of the likeliest tokens alone")
     add("--seed", type=options.seed, default=0, help="of the draws (default: %(default)s)")
+    options.add_device(parser)
 
 
 def run(args, fail):
     import numpy as np
 
+    from ..backend import generator
     from ..text.tokenizer import END_OF_TEXT
 
     try:
         args.prompt.encode()
     except UnicodeEncodeError:
         fail("argument --prompt: expected UTF-8 text")
+    xp = options.device_library(args, fail)
     model, tokenizer, directory = options.opened(args.checkpoint, fail)
     if model.config.model_type != "gpt2":
         fail(f"argument --checkpoint: expected a decoder, {directory} holds an encoder")
@@ -40,7 +43,7 @@ def run(args, fail):
         fail(f"argument --prompt: expected fewer tokens than the model's {positions} positions, got {len(ids)}")
     tokens = args.tokens or positions - len(ids)
     try:
-        drawn = model.generate(np.array([ids]), tokens, args.temperature, args.top_k, np.random.default_rng(args.seed))
+        drawn = model.on(xp).generate(np.array([ids]), tokens, args.temperature, args.top_k, generator(xp, args.seed))
     except ValueError as error:
         fail(str(error).replace("tokens:", "argument --tokens:"))
     # a token may be half of a letter: what the whole text so far decodes to is printed as far as it is certain

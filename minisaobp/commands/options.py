@@ -53,6 +53,33 @@ def seed(text):
     return whole(0, 2**63 - 1)(text)
 
 
+def add_device(parser):
+    add = parser.add_argument
+    add("--device", choices=["cpu", "gpu", "auto"], default="cpu",
+        help="where to compute: gpu needs CuPy, auto takes a GPU if there is one (default: %(default)s)")  # fmt: skip
+    add("--precision", choices=["float32", "tf32"], default="float32",
+        help="of a GPU's matrix products: tf32 is faster and keeps 10 bits (default: %(default)s)")  # fmt: skip
+
+
+def device_library(args, fail):
+    """numpy or cupy, as --device and --precision ask."""
+    from ..backend import NoGpu, library
+
+    if args.precision == "tf32":
+        if args.device == "cpu":
+            fail("argument --precision: tf32 is a GPU's; expected --device gpu or auto beside it")
+        os.environ["CUPY_TF32"] = "1"  # CuPy reads it when it is imported
+    try:
+        xp = library(args.device)
+    except NoGpu as trouble:
+        fail(f"argument --device: {trouble}")
+    if args.precision == "tf32" and xp.__name__ == "cupy":
+        from ..cuda import allow_tf32
+
+        allow_tf32()
+    return xp
+
+
 def check_memory(config, batch, length, fail):
     """Refuse sizes that this machine's free memory cannot hold, before the system ends the program for it."""
     from ..nn.model import MODELS

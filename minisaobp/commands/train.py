@@ -31,6 +31,8 @@ DEFAULTS = SIZES | {
     "eval_every": None,
     "keep_models": False,
     "seed": 0,
+    "device": "cpu",
+    "precision": "float32",
     "out": "runs/train",
 }
 
@@ -76,6 +78,10 @@ def add(parser):
     add("--keep-models", "keep the model of every evaluation, in models/step-N, for `diagnose --run`",
         action="store_true")  # fmt: skip
     add("--seed", "of weights, batches, masks and dropout", type=options.seed)
+    add(
+        "--device", "where to compute: gpu needs CuPy, auto takes a GPU if there is one", choices=["cpu", "gpu", "auto"]
+    )
+    add("--precision", "of a GPU's matrix products: tf32 is faster and keeps 10 bits", choices=["float32", "tf32"])
     add("--out", "folder of the run", metavar="DIR")
 
 
@@ -92,6 +98,7 @@ def run(args, fail):
         asked, checkpoint, about = _complete(given, fail), None, None
     else:
         asked, checkpoint, about = _resumed(resume, given, fail)
+    xp = options.device_library(argparse.Namespace(**asked), fail)
     causal = _is_causal(asked)
     _model(asked, 2**16, fail)  # before any work: what is wrong with the options is so for every vocabulary
     try:
@@ -113,7 +120,7 @@ def run(args, fail):
 
     from ..files import write_json
 
-    model = model_class.initialise(config, np.random.default_rng([asked["seed"], 0]))
+    model = model_class.initialise(config, np.random.default_rng([asked["seed"], 0])).on(xp)
     settings = Settings(
         steps=asked["steps"],
         batch=asked["batch"],
@@ -190,10 +197,13 @@ def _resumed(path, given, fail):
     try:
         recorded = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))["options"] | {"out": asked["out"]}
     except (OSError, ValueError, KeyError, TypeError):
-        recorded = asked  # lost, and written again
-    if recorded != asked:
+        recorded = description["about"]["options"] | {"out": asked["out"]}  # lost, and written again
+    if recorded != description["about"]["options"] | {"out": asked["out"]}:
         fail(f"argument --resume: {file} is a checkpoint of another run than {file.parent / 'run.json'}")
     for name, value in given.items():
+        if name in ("device", "precision"):  # a run may move
+            asked[name] = value
+            continue
         wanted = [os.path.abspath(p) for p in value] if name == "corpus" else value
         if name == "out" and os.path.realpath(value) == os.path.realpath(file.parent):
             continue

@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import cuda
 from ..backend import array_namespace
-from ..bp.refinement import MAX_LAM, refine_rows, refine_rows_backward, visible_entries
-from .ops import dropout, dropout_backward, softmax, softmax_backward
+from ..bp.refinement import (
+    MAX_LAM,
+    RefinementCache,
+    refine_rows,
+    refine_rows_backward,
+    sum_to_shape,
+    visible_entries,
+)
+from .ops import SoftmaxCache, dropout, dropout_backward, softmax, softmax_backward
 
 
 def lam_of_layer(learned, fixed):
@@ -23,13 +31,65 @@ def lam_of_layer_backward(dlam, learned):
     return dlam.reshape(-1) * (abs(learned) <= MAX_LAM)
 
 
+class RefinedSoftmaxCache(NamedTuple):
+    P: Any  # (B, H, L, L) the softmax
+    refinement: Any  # RefinementCache; None for the variant "original"
+
+
+def refined_softmax(scores, lam, variant, valid=None, causal=False):
+    """Attention, refined, from scores (B, H, L, L), which may be written to; arguments as of `attention`."""
+    xp = array_namespace(scores)
+    refined = variant != "original"
+    visible = visible_entries(scores, causal, valid[:, None] if valid is not None and refined else None)
+    if xp is not np:
+        P = cuda.softmax_rows(scores, valid, causal, refined)
+    else:
+        if causal:
+            scores += np.where(np.tri(scores.shape[-1], dtype=bool), 0, -np.inf).astype(scores.dtype)
+        if valid is not None:
+            padding = np.where(valid, 0, -np.inf).astype(scores.dtype)
+            scores += padding[:, None, None, :]
+            if refined:
+                scores += padding[:, None, :, None]
+        P, _ = softmax(scores)
+    if not refined:
+        return P, RefinedSoftmaxCache(P, None)
+    if xp is not np and variant != "elemmul":
+        B = cuda.refine_rows(P, -lam if variant == "low" else lam, causal, False)
+        return B, RefinedSoftmaxCache(P, RefinementCache(variant, lam, causal, False, P, B, None, None, None))
+    A, cache = refine_rows(P, lam, variant, causal=causal, visible=visible)
+    return A, RefinedSoftmaxCache(P, cache)
+
+
+def refined_softmax_backward(dA, cache):
+    """dA (B, H, L, L) -> dscores, and dlam in the shape of lam, None for "original"."""
+    refinement, dlam, gpu = cache.refinement, None, array_namespace(dA) is not np
+    if refinement is not None and gpu and refinement.variant != "elemmul":
+        sign = -1 if refinement.variant == "low" else 1
+        ds, dlam = cuda.refined_softmax_backward(
+            dA, refinement.B, cache.P, sign * refinement.lam, refinement.causal, refinement.include_self
+        )
+        shape = np.shape(refinement.lam)  # of a number no float is made: that would wait for the GPU
+        return ds, sum_to_shape(sign * dlam, shape) if shape else sign * dlam.sum()
+    if refinement is not None:
+        dA, dlam = refine_rows_backward(dA, refinement)
+    ds = cuda.softmax_backward(dA, cache.P) if gpu else softmax_backward(dA, SoftmaxCache(cache.P))
+    return ds, dlam
+
+
+def product(a, b, transpose_a=False, transpose_b=False):
+    """a @ b of two stacks of matrices, either transposed; CuPy would first copy what is transposed."""
+    if array_namespace(a) is not np:
+        return cuda.product(a, b, transpose_a, transpose_b)
+    return (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
+
+
 class AttentionCache(NamedTuple):
     q: Any  # (B, H, L, E), scaled by 1/sqrt(E)
     k: Any  # (B, H, L, E)
     v: Any  # (B, H, L, E)
     A: Any  # (B, H, L, L) attention after refinement and dropout
-    softmax: Any
-    refinement: Any  # None for the variant "original"
+    refined: Any  # of refined_softmax
     dropout: Any
 
 
@@ -41,26 +101,13 @@ def attention(qkv, lam, variant, valid=None, causal=False, rate=0.0, rng=None):
     "original" these rows are a softmax like any other, as in other implementations. causal: no token attends to or
     hears a later one (Appendix C). rate: dropout of the refined attention, drawn from rng; A is that before dropout.
     """
-    xp = array_namespace(qkv)
     q, k, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))  # views [B, H, L, E]
     q = q * q.dtype.type(1 / math.sqrt(q.shape[-1]))
-    scores = q @ k.swapaxes(-1, -2)  # [L, E] @ [E, L] -> [L, L]
-    visible = visible_entries(scores, causal, None)
-    if causal:
-        scores += xp.where(visible, 0, -np.inf).astype(scores.dtype)
-    if valid is not None:
-        padding = xp.where(valid, 0, -np.inf).astype(scores.dtype)
-        scores += padding[:, None, None, :]
-        if variant != "original":
-            scores += padding[:, None, :, None]
-            visible = visible_entries(scores, causal, valid[:, None])
-    A, softmax_cache = softmax(scores)
-    refinement_cache = None
-    if variant != "original":
-        A, refinement_cache = refine_rows(A, lam, variant, causal=causal, visible=visible)
+    scores = product(q, k, transpose_b=True)  # [L, E] @ [E, L] -> [L, L]
+    A, refined_cache = refined_softmax(scores, lam, variant, valid, causal)
     used, dropout_cache = dropout(A, rate, rng)
-    mixed = (used @ v).transpose(0, 2, 1, 3)  # [L, L] @ [L, E] -> [L, E]
-    return mixed, A, AttentionCache(q, k, v, used, softmax_cache, refinement_cache, dropout_cache)
+    mixed = product(used, v).transpose(0, 2, 1, 3)  # [L, L] @ [L, E] -> [L, E]
+    return mixed, A, AttentionCache(q, k, v, used, refined_cache, dropout_cache)
 
 
 def attention_backward(dmixed, cache):
@@ -72,14 +119,11 @@ def attention_backward(dmixed, cache):
     dqkv = xp.empty((B, L, 3, H, E), dmixed.dtype)
     dq, dk, dv = (dqkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))
     # mixed = A v
-    dA = dmixed @ v.swapaxes(-1, -2)
-    dv[...] = A.swapaxes(-1, -2) @ dmixed
+    dA = product(dmixed, v, transpose_b=True)
+    dv[...] = product(A, dmixed, transpose_a=True)
     dA = dropout_backward(dA, cache.dropout)
-    dlam = None
-    if cache.refinement is not None:
-        dA, dlam = refine_rows_backward(dA, cache.refinement)
-    ds = softmax_backward(dA, cache.softmax)
+    ds, dlam = refined_softmax_backward(dA, cache.refined)
     # scores = (q / sqrt(E)) k^T; q is cached scaled
-    dq[...] = (ds @ k) * q.dtype.type(1 / math.sqrt(E))
-    dk[...] = ds.swapaxes(-1, -2) @ q
+    dq[...] = product(ds, k) * q.dtype.type(1 / math.sqrt(E))
+    dk[...] = product(ds, q, transpose_a=True)
     return dqkv, dlam

@@ -26,15 +26,16 @@ class Memory:
         """cache: AttentionCache of the prompt; room: how many tokens in all."""
         xp = array_namespace(cache.k)
         B, H, L, E = cache.k.shape
-        self.variant, self.lam, self.length = variant, lam, L
+        self.variant, self._signed, self.length = variant, -lam if variant == "low" else lam, L
         self.k, self.v = (xp.zeros((B, H, room, E), cache.k.dtype) for _ in range(2))
         self.k[..., :L, :], self.v[..., :L, :] = cache.k, cache.v
         if variant in ("high", "low"):
             self.evidence = xp.zeros((B, H, 1, room))  # float64: it only grows
-            self.evidence[..., :L] = xp.log(cache.refinement.t).sum(axis=-2, keepdims=True, dtype=np.float64)
+            t = potts_messages(cache.refined.P, self._signed)
+            self.evidence[..., :L] = xp.log(t).sum(axis=-2, keepdims=True, dtype=np.float64)
         if variant == "elemmul":
             self.rows = xp.zeros((B, H, room, room), cache.k.dtype)
-            self.rows[..., :L, :L] = cache.softmax.P
+            self.rows[..., :L, :L] = cache.refined.P
 
     def attend(self, qkv):
         """`attention` for one more token: qkv (B, 1, 3, H, E) -> mixed (B, 1, H, E), A (B, H, 1, L), no cache."""
@@ -54,8 +55,7 @@ class Memory:
             B = P @ self.rows[..., :L, :L].swapaxes(-1, -2)
             return B / B.sum(axis=-1, keepdims=True)
         B, _ = normalised_in_logs(P, self.evidence[..., :L])
-        t = potts_messages(P, -self.lam if self.variant == "low" else self.lam)
-        self.evidence[..., :L] += array_namespace(P).log(t)
+        self.evidence[..., :L] += array_namespace(P).log(potts_messages(P, self._signed))
         return B.astype(P.dtype)
 
 

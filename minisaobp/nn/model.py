@@ -6,7 +6,7 @@ import numbers
 
 import numpy as np
 
-from ..backend import array_namespace
+from ..backend import array_namespace, to_host
 from . import decoder, encoder
 from .generation import generate
 from .heads import HEADS, POOLER, value_range
@@ -17,8 +17,9 @@ from .pretrained import load, save
 class Model:
     """What BERT and GPT-2 have in common; any attention variant in each layer, any head.
 
-    config: Config; parameters: Parameters. Token ids, attention masks and token types are integer arrays (B, L), with
-    the head "multiple_choice" (B, C, L); an attention_mask is 1 (or True) for tokens and 0 for padding. Every method
+    config: Config; parameters: Parameters, in whose library, NumPy or CuPy, everything is computed (`on`). Token ids,
+    attention masks and token types are integer arrays (B, L), with the head "multiple_choice" (B, C, L), of either
+    library; they are checked on the host. An attention_mask is 1 (or True) for tokens and 0 for padding. Every method
     raises ValueError that names the argument, what was given and what was expected.
     """
 
@@ -70,6 +71,13 @@ class Model:
             model.parameters[name][...] = self.parameters[name]
         return model
 
+    def on(self, xp):
+        """This model with its parameters in that library, numpy or cupy: itself if they are there."""
+        if array_namespace(self.parameters.flat) is xp:
+            return self
+        flat = to_host(self.parameters.flat) if xp is np else xp.asarray(self.parameters.flat)
+        return type(self)(self.config, self.parameters.like(flat))
+
     def save_pretrained(self, directory):
         """Write config.json and model.safetensors into a directory; `from_pretrained` and transformers open it."""
         save(self.config, self.parameters, directory)
@@ -87,10 +95,10 @@ class Model:
         With the head "regression" both are (B, C) numbers.
         """
         inputs = self._inputs(ids, attention_mask, token_type_ids)
-        self.head.check(labels, ids, self.config)
+        labels = self._labels(ids, labels)
         hidden, _, _ = self._body(*inputs)
         scores, _ = self._scores(hidden, ids, labels)
-        return scores.reshape(-1, scores.shape[-1]), self.head.targets(labels)
+        return scores.reshape(-1, scores.shape[-1]), self._xp.asarray(self.head.targets(labels))
 
     def hidden_states(self, ids, attention_mask=None, token_type_ids=None):
         """What the last layer makes of every token, (B, L, D)."""
@@ -100,7 +108,7 @@ class Model:
     def attention_maps(self, ids, attention_mask=None, token_type_ids=None):
         """Attention of every layer after refinement, (layers, B, H, L, L)."""
         _, maps, _ = self._body(*self._inputs(ids, attention_mask, token_type_ids))
-        return array_namespace(ids).stack(maps)
+        return self._xp.stack(maps)
 
     def loss_and_gradients(self, ids, labels, attention_mask=None, token_type_ids=None, rng=None):
         """Loss, mean over all labels, in nats (of a regression the mean squared error), and {name: gradient}.
@@ -109,30 +117,51 @@ class Model:
         classes, choices or numbers; (B, 2) first and last token of the answer. rng: a generator of the arrays' library
         that draws dropout, or None for none. The gradients are one Parameters.
         """
-        xp, D = array_namespace(ids), self.config.hidden_size
+        xp, D = self._xp, self.config.hidden_size
         inputs = self._inputs(ids, attention_mask, token_type_ids)
-        self.head.check(labels, ids, self.config)
+        labels = self._labels(ids, labels)
         hidden, _, cache = self._body(*inputs, rng)
         scores, head_cache = self._scores(hidden, ids, labels, rng)
-        loss, loss_cache = self.head.loss(scores.reshape(-1, scores.shape[-1]), self.head.targets(labels))
+        targets = xp.asarray(self.head.targets(labels))
+        loss, loss_cache = self.head.loss(scores.reshape(-1, scores.shape[-1]), targets)
 
         g = self.parameters.like(xp.zeros_like(self.parameters.flat))
         dscores = self.head.loss_backward(1.0, loss_cache).reshape(scores.shape)
         dhidden = xp.zeros_like(hidden)
-        rows = self.head.positions(ids, labels)
-        dhidden.reshape(-1, D)[rows] = self.head.backward(dscores, head_cache, g)
+        dhidden.reshape(-1, D)[self._rows(ids, labels)] = self.head.backward(dscores, head_cache, g)
         self._backward(dhidden, cache, g)
         return loss, g
 
     def _scores(self, hidden, ids, labels=None, rng=None):
-        rows = hidden.reshape(-1, hidden.shape[-1])[self.head.positions(ids, labels)]
+        rows = hidden.reshape(-1, hidden.shape[-1])[self._rows(ids, labels)]
         return self.head.forward(rows, self.parameters, self.config, ids, rng)
+
+    def _rows(self, ids, labels):
+        rows = self.head.positions(to_host(ids), labels)
+        return rows if isinstance(rows, slice) else self._xp.asarray(rows)
+
+    @property
+    def _xp(self):
+        """The library of the parameters, in which everything is computed."""
+        return array_namespace(self.parameters.flat)
+
+    def _labels(self, ids, labels):
+        """The labels, checked, on the host, where it costs a GPU no waiting to look at them."""
+        if not hasattr(labels, "dtype"):
+            raise TypeError(f"labels: expected an array, got {type(labels).__name__}")
+        labels = to_host(labels)
+        self.head.check(labels, ids, self.config)
+        return labels
 
     def _inputs(self, ids, attention_mask, token_type_ids):
         """ids (sequences, L), token types or None, and the mask as booleans or None if there is no padding; checked."""
         for name, array in (("ids", ids), ("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
             if array is not None and not hasattr(array, "dtype"):
                 raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
+        xp = self._xp
+        ids, attention_mask, token_type_ids = (
+            None if array is None else to_host(array) for array in (ids, attention_mask, token_type_ids)
+        )
         shape = "(B, C, L)" if self.config.head == "multiple_choice" else "(B, L)"
         if ids.ndim != shape.count(",") + 1 or ids.dtype.kind not in "iu" or not ids.size:
             raise ValueError(f"ids: expected integers of shape {shape}, got {ids.dtype} of shape {ids.shape}")
@@ -160,7 +189,8 @@ class Model:
             raise ValueError(f"attention_mask: expected 1 for tokens and 0 for padding, got {attention_mask.dtype}")
         L = ids.shape[-1]
         valid = None if attention_mask is None or attention_mask.all() else attention_mask.reshape(-1, L).astype(bool)
-        return ids.reshape(-1, L), None if types is None else types.reshape(-1, L), valid
+        types = None if types is None else xp.asarray(types.reshape(-1, L))
+        return xp.asarray(ids.reshape(-1, L)), types, None if valid is None else xp.asarray(valid)
 
 
 class Bert(Model):
@@ -214,7 +244,7 @@ class Gpt2(Model):
             raise ValueError(f"temperature: expected a number >= 0, got {temperature!r}")
         if temperature and rng is None:
             raise ValueError("rng: expected a generator to draw from, since temperature > 0")
-        return generate(ids, self.parameters, self.config, tokens, temperature, top_k, rng)
+        return generate(self._xp.asarray(ids), self.parameters, self.config, tokens, temperature, top_k, rng)
 
 
 MODELS = {"bert": Bert, "gpt2": Gpt2}

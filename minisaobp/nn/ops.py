@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import cuda
 from ..backend import array_namespace, row_dot, row_sum
 
 # ---- linear ---------------------------------------------------------------------------------------------------------
@@ -22,19 +23,19 @@ class LinearCache(NamedTuple):
 
 def linear(x, W, b):
     """y = x W^T + b; x (..., I), W (O, I), b (O,) -> (..., O)."""
-    y = x @ W.T  # [..., I] @ [I, O] -> [..., O]
+    y = x.reshape(-1, x.shape[-1]) @ W.T  # [N, I] @ [I, O] -> [N, O]: one product, not one for each sequence
     y += b
-    return y, LinearCache(x, W)
+    return y.reshape(*x.shape[:-1], -1), LinearCache(x, W)
 
 
 def linear_backward(dy, cache):
     x, W = cache
     dy2, x2 = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     # y = x W^T + b
-    dx = dy @ W  # [..., O] @ [O, I] -> [..., I]
+    dx = dy2 @ W  # [N, O] @ [O, I] -> [N, I]
     dW = dy2.T @ x2  # [O, N] @ [N, I] -> [O, I]
-    db = dy2.sum(axis=0)
-    return dx, dW, db
+    db = dy2.sum(axis=0) if array_namespace(dy) is np else cuda.sum_of_rows(dy2)
+    return dx.reshape(x.shape), dW, db
 
 
 # ---- layer normalisation --------------------------------------------------------------------------------------------
@@ -49,6 +50,9 @@ class LayerNormCache(NamedTuple):
 def layer_norm(x, gamma, beta, eps):
     """y = gamma (x - mean) / sqrt(variance + eps) + beta over the last axis, biased variance; x (..., D)."""
     xp = array_namespace(x)
+    if xp is not np:
+        y, normed, rsigma = cuda.layer_norm(x, gamma, beta, eps)
+        return y, LayerNormCache(normed, rsigma, gamma)
     normed = x - x.mean(axis=-1, keepdims=True)
     variance = row_dot(normed, normed) / x.shape[-1]
     rsigma = 1 / xp.sqrt(variance + x.dtype.type(eps))
@@ -60,9 +64,11 @@ def layer_norm(x, gamma, beta, eps):
 
 def layer_norm_backward(dy, cache):
     normed, rsigma, gamma = cache
-    xp, D = array_namespace(dy), dy.shape[-1]
+    if array_namespace(dy) is not np:
+        return cuda.layer_norm_backward(dy, normed, rsigma, gamma)
+    D = dy.shape[-1]
     # y = gamma normed + beta
-    dgamma = xp.einsum("nd,nd->d", dy.reshape(-1, D), normed.reshape(-1, D))
+    dgamma = np.einsum("nd,nd->d", dy.reshape(-1, D), normed.reshape(-1, D))
     dbeta = dy.reshape(-1, D).sum(axis=0)
     dnormed = dy * gamma
     # normed = (x - mean) rsigma: its own mean and length along the row take no gradient
@@ -110,12 +116,14 @@ class GeluCache(NamedTuple):
 def gelu(x):
     """Exact GELU, y = x Phi(x) with Phi the standard normal distribution function; any shape, float32 or float64."""
     xp = array_namespace(x)
+    if xp is not np:
+        y, slope = cuda.gelu(x)
+        return y, GeluCache(slope)
     flat = x.reshape(-1)
     y, slope = xp.empty_like(flat), xp.empty_like(flat)
     p, (leading, *others) = _TAIL[x.dtype.name]
-    step = _BLOCK if xp is np else max(flat.size, 1)
-    for a in range(0, flat.size, step):
-        v, cdf, density = flat[a : a + step], y[a : a + step], slope[a : a + step]
+    for a in range(0, flat.size, _BLOCK):
+        v, cdf, density = flat[a : a + _BLOCK], y[a : a + _BLOCK], slope[a : a + _BLOCK]
         u = xp.abs(v)
         u *= p
         u += 1
@@ -260,8 +268,7 @@ def embedding_backward(dy, cache):
     dtable = xp.zeros(shape, dy.dtype)
     ids, dy = ids.reshape(-1), dy.reshape(-1, shape[-1])
     if xp is not np:
-        xp.add.at(dtable, ids, dy)
-        return dtable
+        return cuda.embedding_backward(dy, ids, dtable)
     order = np.argsort(ids, kind="stable")  # sorted, then one sum per run of equal ids: np.add.at takes twice as long
     ordered = ids[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
@@ -280,6 +287,9 @@ class CrossEntropyCache(NamedTuple):
 def cross_entropy(logits, labels):
     """Mean of -log softmax(logits)_label in nats; logits (N, V), labels (N,) integers in [0, V); N >= 1."""
     xp = array_namespace(logits)
+    if xp is not np:
+        losses, P = cuda.cross_entropy(logits, labels)
+        return losses.mean(), CrossEntropyCache(P, labels)
     P, _ = softmax(logits)
     rows = xp.arange(len(labels))
     top = row_max(logits)

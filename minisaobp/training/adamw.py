@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import cuda
 from ..backend import array_namespace
 
 _BLOCK = 1 << 15  # numbers updated at a time, so that a CPU's cache holds all that one update reads
@@ -38,21 +39,25 @@ class AdamW:
         beta1, beta2 = self.betas
         step = rate / (1 - beta1**self.steps)
         root = 1 / math.sqrt(1 - beta2**self.steps)
-        weights[: self.decayed] *= 1 - rate * self.weight_decay
-        block = _BLOCK if xp is np else len(weights)
-        for a in range(0, len(weights), block):
-            g, m, v = gradient[a : a + block], self.mean[a : a + block], self.square[a : a + block]
+        keep = 1 - rate * self.weight_decay
+        if xp is not np:
+            moments = (self.mean, self.square)
+            cuda.adamw(weights, gradient, *moments, step, root, self.betas, self.eps, keep, self.decayed)
+            return
+        weights[: self.decayed] *= keep
+        for a in range(0, len(weights), _BLOCK):
+            g, m, v = gradient[a : a + _BLOCK], self.mean[a : a + _BLOCK], self.square[a : a + _BLOCK]
             m *= beta1
             m += (1 - beta1) * g
             v *= beta2
             v += (1 - beta2) * g * g
             # weights -= step * m / (sqrt(v) * root + eps)
-            change = xp.sqrt(v)
+            change = np.sqrt(v)
             change *= root
             change += self.eps
-            xp.divide(m, change, out=change)
+            np.divide(m, change, out=change)
             change *= step
-            weights[a : a + block] -= change
+            weights[a : a + _BLOCK] -= change
 
 
 def cosine_with_warmup(step, steps, peak, warmup):

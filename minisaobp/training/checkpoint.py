@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
-from ..backend import to_host
+from ..backend import array_namespace, to_host
 from ..files import write_whole
 
 LATEST, BEFORE = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -83,7 +83,7 @@ def _read(path, parameters, optimiser):
                         f"{path}: {stored} is {tensor.dtype} of shape {tensor.shape}, expected {view.dtype} of shape "
                         f"{view.shape}"
                     )
-                view[...] = tensor
+                view[...] = array_namespace(view).asarray(tensor)
     if _checksum(parameters, optimiser) != description["checksum"]:
         raise ValueError(f"{path} is damaged: its numbers are not those that were written")
     optimiser.steps = description["steps"]

@@ -6,8 +6,10 @@ import time
 
 import numpy as np
 
+from ..backend import array_namespace, generator
 from .adamw import AdamW, clip_to_norm, cosine_with_warmup
 
+LOOK_EVERY = 50  # steps of a GPU between two looks at its loss
 DROPOUT = 3  # what the seed is used for here; 1 and 2 are the batches' (text/batches.py)
 
 
@@ -28,6 +30,9 @@ class Settings:
 def train(model, batches, settings, optimiser):
     """Train in place; yields (loss, seconds) after each step, from step optimiser.steps on.
 
+    On a GPU nobody waits for the step: the loss is an array of one number that may not be there yet, and the seconds
+    are those until the next step can be asked for.
+
     batches: an object whose batch(number, size) is a Batch; step s takes the numbers s * accumulate and following.
     The loss is the mean over all labels of the step, in nats (of a regression the mean squared error). Everything that
     is drawn depends on the seed and the step alone, so a run continued from weights and optimiser goes on bit for bit.
@@ -38,14 +43,16 @@ def train(model, batches, settings, optimiser):
         started = time.perf_counter()
         loss, gradient = _loss_and_gradient(model, batches, settings, step)
         norm = clip_to_norm(gradient, settings.max_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        # on a GPU to look means to wait, so one looks now and then, and before anything is written
+        looks = array_namespace(weights) is np or (step + 1) % LOOK_EVERY == 0
+        if looks and not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"training diverges, lower the learning rate: step {step + 1} has loss {float(loss):g} and a gradient "
                 f"of length {float(norm):g}"
             )
         rate = cosine_with_warmup(step, settings.steps, settings.peak_rate, settings.warmup)
         optimiser.update(weights, gradient, rate)
-        yield float(loss), time.perf_counter() - started
+        yield float(loss) if array_namespace(weights) is np else loss, time.perf_counter() - started
 
 
 def _loss_and_gradient(model, batches, settings, step):
@@ -53,7 +60,7 @@ def _loss_and_gradient(model, batches, settings, step):
     losses, gradients, counts = [], None, []
     for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
         batch = batches.batch(number, settings.batch)
-        rng = np.random.default_rng([settings.seed, DROPOUT, number])
+        rng = generator(array_namespace(model.parameters.flat), settings.seed, DROPOUT, number)
         loss, gradient = model.loss_and_gradients(*batch, rng=rng)
         if settings.accumulate == 1:
             return loss, gradient.flat

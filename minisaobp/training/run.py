@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..files import unfinished, write_whole
 from ..interrupts import interrupts
 from .checkpoint import LATEST, read_checkpoint, write_checkpoint
-from .loop import evaluate, optimiser_for, train
+from .loop import LOOK_EVERY, evaluate, optimiser_for, train
 
 MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -56,12 +56,15 @@ def train_run(
     write_whole(directory / "metrics.jsonl", lambda file: file.write(text))
 
     def keep():
-        state = {"about": about, "best": None if best == math.inf else best, "interval": interval}
+        known = [float(interval[0]), *interval[1:]]
+        if not math.isfinite(known[0]):
+            raise FloatingPointError(f"training diverges, lower the learning rate: before step {optimiser.steps}")
+        state = {"about": about, "best": None if best == math.inf else best, "interval": known}
         write_checkpoint(directory, model.parameters, optimiser, state)
 
     def measure():
         nonlocal best, interval
-        line = _line(evaluate(model, held_out), optimiser.steps, interval)
+        line = _line(evaluate(model, held_out), optimiser.steps, [float(interval[0]), *interval[1:]])
         if not math.isfinite(line["held_out_loss"]):
             raise FloatingPointError(f"the held-out loss is {line['held_out_loss']} after step {optimiser.steps}")
         lines.append(line)
@@ -85,7 +88,8 @@ def train_run(
             measure()
         for loss, seconds in steps:
             interval = [interval[0] + loss, interval[1] + 1, interval[2] + seconds]
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            if isinstance(loss, float) or optimiser.steps % LOOK_EVERY == 0:
+                bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
             bar.update()
             if optimiser.steps % every == 0 or optimiser.steps == settings.steps:
                 measure()

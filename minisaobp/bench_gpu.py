@@ -1,0 +1,200 @@
+"""The GPU's benchmark: refinement against a copy, and whole training steps, beside PyTorch on the same device.
+
+Times are of the device, between two of its events, with what is compared taking turns.
+"""
+
+import statistics
+
+import numpy as np
+
+from .bp.refinement import refine_rows
+from .files import write_json
+from .nn import Bert, preset
+from .results import environment
+from .training.adamw import AdamW, clip_to_norm
+
+SHAPES = ((32, 8, 512, 512), (128, 4, 128, 128))
+STEPS = (("bert-mini", 128, 128), ("bert-medium", 32, 512))  # preset, sequences, tokens of each
+VOCABULARY, LAM = 30522, 0.2
+REPEATS, STEP_REPEATS = 30, 12
+CALLS = 20  # of a kernel between two events, so that what is measured is the device and not the launching
+
+
+def bench_gpu(out, xp):
+    """Print the tables and write them to `out` as JSON. xp: cupy, with TF32 as CUPY_TF32 says."""
+    try:
+        import torch
+        import transformers
+
+        torch.backends.cuda.matmul.allow_tf32 = True
+    except ImportError:
+        torch = transformers = None
+        print("PyTorch and transformers are not installed: no peer to compare with")
+    device = xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    results = {"environment": environment(), "device": device, "cupy": xp.__version__, "refinement": {}, "steps": {}}
+    results["driver"] = xp.cuda.runtime.driverGetVersion()
+    for shape in SHAPES:
+        results["refinement"]["x".join(map(str, shape))] = _refinement(shape, xp, torch)
+    for name, batch, length in STEPS:
+        results["steps"][f"{name} {batch}x{length}"] = _training(name, batch, length, xp, torch, transformers)
+    write_json(out, results)
+    print(f"Wrote {out}")
+
+
+def take_turns(functions, repeats, xp, torch=None):
+    """{name: milliseconds of each call} by events of the device; on PyTorch's stream if the name starts with that."""
+    times = {name: [] for name in functions}
+    for turn in range(repeats + 3):
+        for name, function in functions.items():
+            if name.startswith("PyTorch"):
+                start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                function()
+                stop.record()
+                torch.cuda.synchronize()
+                taken = start.elapsed_time(stop)
+            else:
+                start, stop = xp.cuda.Event(), xp.cuda.Event()
+                start.record()
+                function()
+                stop.record()
+                stop.synchronize()
+                taken = xp.cuda.get_elapsed_time(start, stop)
+            if turn >= 3:
+                times[name].append(taken)
+    return times
+
+
+def summary(times):
+    low, median, high = statistics.quantiles(times, n=4)
+    return {"median": median, "quartiles": [low, high]}
+
+
+def _refinement(shape, xp, torch):
+    A = xp.exp(2 * xp.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    A /= A.sum(-1, keepdims=True)
+    B = xp.empty_like(A)
+    contestants = {
+        "copy": lambda: xp.copyto(B, A),
+        "refine": lambda: refine_rows(A, LAM, out=B),
+        "refine, causal": lambda: refine_rows(A, LAM, causal=True, out=B),
+    }
+    if torch is not None:
+        peer = torch.from_dlpack(A)
+        compiled = torch.compile(_naive)
+        lam = torch.tensor(LAM, device="cuda")
+        contestants["PyTorch, naive"] = lambda: _naive(peer, lam)
+        contestants["PyTorch, compiled"] = lambda: compiled(peer, lam)
+    many = {name: _repeated(function) for name, function in contestants.items()}
+    times = take_turns(many, REPEATS, xp, torch)
+    rows = {name: summary([t / CALLS for t in values]) for name, values in times.items()}
+    copy = rows["copy"]["median"]
+    print(f"\nRefinement of {shape} float32, {A.nbytes / 1e6:.0f} MB, milliseconds; the floor reads and writes it once")
+    for name, row in rows.items():
+        row["of_copy"] = row["median"] / copy
+        low, high = row["quartiles"]
+        rate = 2 * A.nbytes / row["median"] / 1e9
+        spread = f"({low:.4f} to {high:.4f})"
+        print(f"{name:>20}  {row['median']:8.4f}  {spread}  {row['of_copy']:6.2f} copies  {rate:6.2f} TB/s")
+    return rows
+
+
+def _repeated(function):
+    def call():
+        for _ in range(CALLS):
+            function()
+
+    return call
+
+
+def _naive(A, lam):
+    """The formula as one would write it."""
+    import torch
+
+    S = A.sum(-1, keepdim=True)
+    M = torch.exp(lam) * S + (1 - torch.exp(lam)) * A
+    B = A * M.prod(-2, keepdim=True) / M
+    return B / B.sum(-1, keepdim=True)
+
+
+def _training(name, batch, length, xp, torch, transformers):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, VOCABULARY, (batch, length))
+    labels = np.where(rng.random(ids.shape) < 0.15, ids, -100)
+    rows = {}
+    for variant in ("original", "high"):
+        pool = xp.get_default_memory_pool()
+        pool.free_all_blocks()
+        step = _our_step(name, variant, ids, labels, xp)
+        rows[f"minisaobp, {variant}"] = summary(take_turns({"x": step}, STEP_REPEATS, xp)["x"])
+        rows[f"minisaobp, {variant}"]["megabytes"] = pool.total_bytes() / 1e6
+        del step
+        pool.free_all_blocks()
+    if torch is not None:
+        for variant in ("original", "high"):
+            for compiled in (False, True):
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                step = _their_step(name, variant, compiled, ids, labels, torch, transformers)
+                label = f"PyTorch {'compiled' if compiled else 'eager'}, {variant}"
+                rows[label] = summary(take_turns({"PyTorch": step}, STEP_REPEATS, xp, torch)["PyTorch"])
+                rows[label]["megabytes"] = torch.cuda.max_memory_reserved() / 1e6
+                del step
+    print(
+        f"\n{name}, batch {batch} x {length}, vocabulary {VOCABULARY}: one training step, milliseconds; memory reserved"
+    )
+    for label, row in rows.items():
+        low, high = row["quartiles"]
+        print(f"{label:>28}  {row['median']:7.2f}  ({low:.2f} to {high:.2f})  {row['megabytes']:7.0f} MB")
+    ratio = rows["minisaobp, high"]["median"] / rows["minisaobp, original"]["median"]
+    print(f"high: {ratio:.3f} times original")
+    return rows
+
+
+def _our_step(name, variant, ids, labels, xp):
+    config = preset(
+        name, VOCABULARY, attention_variant=variant, lam=LAM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    model = Bert.initialise(config, np.random.default_rng(0)).on(xp)
+    optimiser = AdamW.for_parameters(model.parameters)
+
+    def step():
+        _, gradients = model.loss_and_gradients(ids, labels)
+        clip_to_norm(gradients.flat, 1.0)
+        optimiser.update(model.parameters.flat, gradients.flat, 1e-4)
+
+    return step
+
+
+def _their_step(name, variant, compiled, ids, labels, torch, transformers):
+    ours = preset(name, VOCABULARY)
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = transformers.BertConfig(
+        **{key: getattr(ours, key) for key in names},
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",
+    )
+    module = transformers.models.bert.modeling_bert
+    eager = module.eager_attention_forward
+    lam = torch.tensor(LAM, device="cuda")
+
+    def refined(module, query, key, value, attention_mask, scaling=None, **_):
+        A = torch.softmax(query @ key.mT * query.shape[-1] ** -0.5, -1)
+        A = _naive(A, lam) if variant == "high" else A
+        return (A @ value).transpose(1, 2).contiguous(), A
+
+    model = transformers.BertForMaskedLM(config).cuda().train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    run = torch.compile(model) if compiled else model
+    tensors = {"input_ids": torch.from_numpy(ids).cuda(), "labels": torch.from_numpy(labels).cuda()}
+
+    def step():
+        module.eager_attention_forward = refined
+        optimiser.zero_grad()
+        run(**tensors).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        module.eager_attention_forward = eager
+
+    return step

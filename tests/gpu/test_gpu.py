@@ -1,0 +1,234 @@
+"""CuPy against NumPy, on a real GPU: every kernel, every variant, whole models, training. Skipped where there is none.
+
+python -m pytest tests/gpu
+"""
+
+import numpy as np
+import pytest
+
+import minisaobp as ms
+from minisaobp.backend import NoGpu, library, to_host
+from minisaobp.nn import Bert, Config, Gpt2, ops
+from minisaobp.nn.attention import attention, attention_backward
+from minisaobp.text.batches import Batch
+from minisaobp.training.adamw import AdamW, clip_to_norm
+from minisaobp.training.loop import Settings, evaluate, optimiser_for, train
+
+try:
+    cupy = library("gpu")
+except NoGpu as trouble:
+    pytest.skip(f"needs a GPU: {trouble}", allow_module_level=True)
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative, in norm
+DTYPES = ["float64", "float32"]
+VARIANTS = ["original", "high", "low", "elemmul"]
+
+
+def same(ours, wanted, dtype, what="", least=0.0):
+    ours, wanted = to_host(ours), np.asarray(wanted)
+    assert ours.shape == wanted.shape and np.isfinite(ours).all(), what
+    error = np.linalg.norm((ours - wanted).astype(np.float64).ravel())
+    size = max(np.linalg.norm(wanted.astype(np.float64).ravel()), 1e-30)
+    assert error <= max(TOLERANCE[dtype], least) * size, (what, error / size)
+
+
+def numbers(*shape, dtype, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def both(function, *arrays):
+    """function on NumPy and on CuPy arrays: pairs of every array in the results."""
+    wanted = function(*arrays)
+    ours = function(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arrays))
+    return list(zip(ours, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [6, 100, 256, 1024])
+def test_layer_norm(dtype, width):
+    x, dy = (numbers(3, 50, width, dtype=dtype, seed=n) for n in (1, 2))
+    gamma, beta = (numbers(width, dtype=dtype, seed=n) for n in (3, 4))
+
+    def run(x, gamma, beta, dy):
+        y, cache = ops.layer_norm(x, gamma, beta, 1e-12)
+        return y, *ops.layer_norm_backward(dy, cache)
+
+    for ours, wanted in both(run, x, gamma, beta, dy):
+        same(ours, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_cross_entropy_embedding_adamw(dtype):
+    def gelu(x, dy):
+        y, cache = ops.gelu(x)
+        z, tanh_cache = ops.gelu_tanh(x)
+        return y, ops.gelu_backward(dy, cache), z, ops.gelu_tanh_backward(dy, tanh_cache)
+
+    def cross_entropy(logits, labels):
+        loss, cache = ops.cross_entropy(logits, labels)
+        return loss, ops.cross_entropy_backward(0.7, cache)
+
+    def embedding(ids, table, dy):
+        y, cache = ops.embedding(ids, table)
+        return y, ops.embedding_backward(dy, cache)
+
+    def adamw(weights, gradient):
+        weights, optimiser = weights.copy(), AdamW(weights * 0, abs(weights) * 0, decayed=700)
+        for _ in range(3):
+            optimiser.update(weights, gradient, 0.01)
+        return weights, optimiser.mean, optimiser.square
+
+    ids = np.random.default_rng(0).integers(0, 9, (4, 33))
+    cases = {
+        gelu: [numbers(3, 700, dtype=dtype, seed=n) * 3 for n in (1, 2)],
+        cross_entropy: [numbers(7, 1003, dtype=dtype) * 4, np.random.default_rng(0).integers(0, 1003, 7)],
+        embedding: [ids, numbers(9, 40, dtype=dtype), numbers(4, 33, 40, dtype=dtype)],
+        adamw: [numbers(1000, dtype=dtype), numbers(1000, dtype=dtype, seed=1)],
+    }
+    for function, arrays in cases.items():
+        for ours, wanted in both(function, *arrays):
+            same(ours, wanted, dtype, function.__name__)
+
+
+def priors(*shape, dtype, sharpness=2.0, seed=0):
+    A = np.exp(sharpness * np.random.default_rng([seed, *shape]).standard_normal(shape))
+    return (A / A.sum(-1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [1, 5, 37, 128, 200, 300, 600])
+def test_refinement(dtype, causal, length):
+    A = priors(2, 3, length, length, dtype=dtype)
+    for lam in (0.2, -1.5, np.array([0.0, 0.3, 20.0]).reshape(3, 1, 1)):
+        for include_self in (False, True):
+            options = {"causal": causal, "include_self": include_self}
+            wanted = ms.refine(A.astype(np.float64), lam, **options)
+            ours = ms.refine(cupy.asarray(A), cupy.asarray(lam) if isinstance(lam, np.ndarray) else lam, **options)
+            assert ours.dtype == A.dtype
+            same(ours, wanted, dtype, (lam, include_self))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hard_cases_of_the_refinement(dtype):
+    L = 512
+    cases = {"one sink": np.eye(L)[[3] * L], "identical": np.tile(priors(1, L, dtype=float), (L, 1))}
+    cases["uniform"] = np.full((L, L), 1 / L)
+    cases["empty rows"] = np.where(np.arange(L)[:, None] % 3 == 0, 0, priors(L, L, dtype=float))
+    for name, A in cases.items():
+        for lam in (0.2, 20.0, -20.0):
+            for causal in (False, True):
+                B = to_host(ms.refine(cupy.asarray(A, dtype), lam, causal=causal))
+                assert np.isfinite(B).all() and (B[A == 0] == 0).all(), (name, lam, causal)
+                held = np.tril(A).sum(-1) > 0 if causal else A.sum(-1) > 0
+                np.testing.assert_allclose(B.sum(-1), held, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("length", [7, 128, 300])
+def test_attention(dtype, variant, causal, padded, length):
+    qkv = numbers(2, length, 3, 4, 16, dtype=dtype)
+    dmixed = numbers(2, length, 4, 16, dtype=dtype, seed=1)
+    valid = np.arange(length) < np.array([[length], [length - 3]]) if padded else None
+    lam = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
+
+    def run(qkv, dmixed, valid, lam):
+        mixed, A, cache = attention(qkv, lam, variant, valid, causal)
+        dqkv, dlam = attention_backward(dmixed, cache)
+        return (mixed, A, dqkv) if dlam is None else (mixed, A, dqkv, dlam)
+
+    on_host = run(qkv, dmixed, valid, lam)
+    wanted = run(qkv.astype(float), dmixed.astype(float), valid, lam)
+    ours = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in (qkv, dmixed, valid, lam)]
+    for n, (a, b, c) in enumerate(zip(run(*ours), wanted, on_host, strict=True)):
+        # dlam, the last, is a sum of differences, in float32 off by 1e-5 on either side: not worse than NumPy's own is
+        of_numpy = np.linalg.norm(c - b) / max(np.linalg.norm(b), 1e-30)
+        same(a, b, dtype, n, least=2 * of_numpy)
+
+
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+IDS = np.random.default_rng(2).integers(5, 60, (3, 40))
+MASK = (np.arange(40) < np.array([[40], [25], [33]])).astype(int)
+LABELS = np.where((np.random.default_rng(3).random((3, 40)) < 0.3) & (MASK == 1), IDS, -100)
+
+
+def model_of(kind, variant, dtype=np.float32, **changes):
+    changes = {"max_position_embeddings": 40, "attention_variant": variant, "lam": 0.4, "model_type": kind} | changes
+    model = {"bert": Bert, "gpt2": Gpt2}[kind].initialise(Config(**SIZES | changes), np.random.default_rng(0), dtype)
+    model.parameters.flat[...] += 0.1 * np.random.default_rng(1).standard_normal(model.parameters.flat.size)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("variant", [*VARIANTS, ["high", "original"]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_and_every_gradient_of_a_model(kind, variant, dtype):
+    learn = {"learn_lam": "head"} if "high" in variant else {}
+    model = model_of(kind, variant, dtype, **learn)
+    wanted_loss, wanted = model_of(kind, variant, np.float64, **learn).loss_and_gradients(IDS, LABELS, MASK)
+    gpu = model.on(cupy)
+    loss, gradients = gpu.loss_and_gradients(IDS, LABELS, MASK)
+    assert isinstance(gradients.flat, cupy.ndarray) and gradients.flat.dtype == dtype
+    if dtype == "float64":
+        same(loss, wanted_loss, dtype)
+        same(gradients.flat, wanted.flat, dtype)
+    else:  # the float32 weights are not the float64 ones
+        loss, on_host = model.loss_and_gradients(IDS, LABELS, MASK)
+        same(gradients.flat, on_host.flat, dtype)
+    same(gpu.attention_maps(IDS, MASK), model.attention_maps(IDS, MASK), dtype)
+
+
+class Copying:
+    def batch(self, number, size):
+        ids = np.random.default_rng([1, number]).integers(5, 60, (size, 1)) + np.zeros((1, 12), int)
+        labels = np.where(np.arange(12) % 3 == 2, ids, -100)
+        return Batch(np.where(labels != -100, 4, ids), labels, np.ones((size, 12), bool))
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("variant", ["original", "high"])
+def test_ten_steps_follow_the_cpu_and_repeat_to_the_last_bit(kind, variant):
+    settings = Settings(steps=10, batch=8, peak_rate=1e-3, warmup=2)
+    losses = []
+    for xp, dropout in ((np, 0.0), (cupy, 0.0), (cupy, 0.1), (cupy, 0.1)):
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        model = model_of(kind, variant, **rates).on(xp)
+        steps = train(model, Copying(), settings, optimiser_for(model, settings))
+        losses.append([float(loss) for loss, _ in steps])
+        score = evaluate(model, [Copying().batch(99, 8)])
+        losses[-1].append(score.loss)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert losses[2] == losses[3] and losses[2] != losses[1]
+
+
+def test_clipping():
+    gradient = numbers(1000, dtype="float32")
+    norms = [float(clip_to_norm(xp.array(gradient), 0.5)) for xp in (np, cupy)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_generation():
+    model = model_of("gpt2", ["high", "elemmul"], np.float64)
+    texts = [[to_host(t).tolist() for t in m.generate(IDS[:, :5], 20)] for m in (model, model.on(cupy))]
+    assert texts[0] == texts[1]
+
+
+def test_streaming_and_measures():
+    Q, K, V = (numbers(300, 16, dtype="float64", seed=n) for n in range(3))
+    for causal in (False, True):
+        outputs = []
+        for xp in (np, cupy):
+            O, cache = ms.streaming_attention(xp.asarray(Q), xp.asarray(K), xp.asarray(V), 0.3, causal=causal)
+            outputs.append([O, *ms.streaming_attention_backward(xp.asarray(V), cache)[:3]])
+        for ours, wanted in zip(outputs[1], outputs[0], strict=True):
+            same(ours, wanted, "float64")
+    A = priors(2, 3, 30, 30, dtype="float64")
+    for measure in (ms.attention_entropy, ms.gtd, ms.indirect_entropy, ms.sparsity, ms.cross_layer_gtd):
+        same(measure(cupy.asarray(A)), measure(A), "float64", measure.__name__)
+    dA, dlam = ms.refine_vjp(cupy.asarray(A), 0.3, cupy.asarray(A[::-1].copy()))
+    wanted, wanted_lam = ms.refine_vjp(A, 0.3, A[::-1].copy())
+    same(dA, wanted, "float64")
+    assert float(dlam) == pytest.approx(wanted_lam, rel=1e-9)
