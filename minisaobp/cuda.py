@@ -589,7 +589,7 @@ def sum_of_rows(dy):
 
 
 def _column_sums(dy, normed):
-    """Sum over all rows of dy * normed (if there is one) and of dy, each (D,): within chunks of rows, then over them."""
+    """Sum over all rows of dy * normed, if there is one, and of dy, each (D,): within chunks of rows, then over all."""
     cupy, D = _cupy(), dy.shape[-1]
     rows = dy.size // D
     chunks = min(256, (rows + 31) // 32)

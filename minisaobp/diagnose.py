@@ -33,10 +33,11 @@ class Diagnosis:
 
     name: str
     beta: float = 0.9
-    hops: int = 4
+    hops: float = 4  # or math.inf
     graph_sequences: int = 16  # how many sequences have their token graphs measured, which takes long
-    causal: bool | None = None  # None: as the first batch shows
-    sequences: int = 0
+    causal: bool = False  # whether no token attends to a later one
+    sequences: int = 0  # with a token at least
+    seen: int = 0
     tokens: int = 0
     sums: dict = dataclasses.field(default_factory=dict)
     squares: dict = dataclasses.field(default_factory=dict)
@@ -49,11 +50,14 @@ class Diagnosis:
         """Count a batch: maps (N, B, H, L, L), rows of sum 1; valid (B, L) booleans or None. Raises NotAttention."""
         maps = np.asarray(maps)
         valid = np.ones((maps.shape[1], maps.shape[-1]), bool) if valid is None else np.asarray(valid, bool)
-        check_attention(maps, valid, self.sequences)
+        check_attention(maps, valid, self.seen)
+        self.seen += len(valid)
+        some = valid.any(axis=1)
+        if not some.any():
+            return
+        if not some.all():
+            maps, valid = maps[:, some], valid[some]
         maps = maps.astype(np.float32) if maps.dtype == np.float16 else maps
-        if self.causal is None:
-            L = maps.shape[-1]
-            self.causal = L > 1 and not maps[..., ~np.tri(L, dtype=bool)].any()
         values, entropies = self._measure(maps, valid)
         mean = maps.mean(axis=2)  # [N, B, L, L]
         values["cross_layer_gtd"] = metrics.cross_layer_gtd(mean, self.beta, self.hops, valid=valid)
@@ -90,7 +94,7 @@ class Diagnosis:
                 A, self.beta, self.hops, valid=some
             )
             values["sparsity"][part] = metrics.sparsity(A, valid=some, causal=self.causal)
-            features = metrics.head_features(A, valid=some)
+            features = metrics.head_features(A, valid=some, causal=self.causal)
             values["sink"][part], values["local"][part] = features["sink"], features["local"]
             values["normalised_entropy"][part] = features["entropy"]
 
@@ -105,6 +109,7 @@ class Diagnosis:
                 {
                     "sequence": sequence,
                     "layer": layer + 1,
+                    "complete": _is_complete(A, valid),
                     "gtd": float(metrics.gtd(A, self.beta, self.hops, valid=valid)),
                     "clustering": metrics.clustering_coefficient(A, valid=valid),
                     "clustering_barrat": metrics.clustering_coefficient(A, "barrat", valid=valid),
@@ -143,7 +148,7 @@ class Diagnosis:
             "tokens": self.tokens,
             "causal": bool(self.causal),
             "beta": self.beta,
-            "hops": self.hops,
+            "hops": None if self.hops == math.inf else self.hops,
             "layers": layers,
             "heads": heads,
             "positional_entropy": [
@@ -151,6 +156,7 @@ class Diagnosis:
                 for row in self.position_sums
             ],
             "graphs": [_without_nan(point) for point in self.graphs],
+            "complete_graphs": sum(point["complete"] for point in self.graphs),
             "graph_correlations": [correlation(self.graphs, "gtd", name) for name in GRAPH_MEASURES],
         }
 
@@ -176,6 +182,14 @@ def check_attention(maps, valid, first=0):
             f"layer {n + 1}, sequence {first + b + 1}, head {h + 1}, row {j + 1} {what}, expected numbers >= 0 of sum "
             f"1 to within {TOLERANCE:g}"
         )
+    if not valid.all():
+        lost = used * np.einsum("nbhjk,bk->nbhj", maps.astype(np.float64), (~valid).astype(np.float64))
+        if (lost > TOLERANCE).any():
+            n, b, h, j = (int(i) for i in np.argwhere(lost > TOLERANCE)[0])
+            raise NotAttention(
+                f"layer {n + 1}, sequence {first + b + 1}, head {h + 1}, row {j + 1} gives {lost[n, b, h, j]:.3g} to "
+                "padding, expected none"
+            )
 
 
 def correlation(points, x, y, resamples=2000):
@@ -194,10 +208,18 @@ def correlation(points, x, y, resamples=2000):
     found["r"], found["p"] = float(result.statistic), float(result.pvalue)
     rows = np.random.default_rng(0).integers(0, len(kept), (resamples, len(kept)))
     drawn = kept[rows] - kept[rows].mean(axis=1, keepdims=True)  # [resamples, points, 2]
-    size = np.sqrt((drawn**2).sum(axis=1)).prod(axis=-1)
-    drawn = (drawn[..., 0] * drawn[..., 1]).sum(axis=1)[size > 0] / size[size > 0]
+    lengths = np.sqrt((drawn**2).sum(axis=1))
+    varied = (lengths > 1e-9 * abs(kept).max(axis=0) * len(kept) ** 0.5).all(axis=1)  # not constant but for rounding
+    drawn = (drawn[..., 0] * drawn[..., 1]).sum(axis=1)[varied] / lengths[varied].prod(axis=-1)
+    drawn = drawn.clip(-1, 1)
     found["interval"] = [float(q) for q in np.quantile(drawn, [0.025, 0.975])]
     return found
+
+
+def _is_complete(A, valid):
+    """Whether every two nodes of the token graph are joined."""
+    W = metrics.attention_graph(A, valid=valid)
+    return bool((W > 0).sum() == len(W) * (len(W) - 1))
 
 
 def _without_nan(point):
@@ -245,6 +267,8 @@ def attention_file(path, size):
             name, mask = _named(path, {key: key for key in file.keys()}, list(file.keys()))  # noqa: SIM118
             mask = None if mask is None else file.get_tensor(mask)
             stored = file.get_slice(name)
+            if stored.get_dtype() not in ("F16", "F32", "F64"):
+                raise NotAttention(f"{path}: expected float16, float32 or float64, got {stored.get_dtype()}")
             shape, read = tuple(stored.get_shape()), lambda part: stored[:, part]
         else:
             raise NotAttention(f"{path}: expected a file that ends in .npy, .npz or .safetensors")

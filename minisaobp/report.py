@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .figures import STYLES, widen
+from .metrics import idempotent_gtd
 from .metrics.attention import DIFFUSE_ENTROPY, LOCAL_SHARE, REGIMES, SINK_SHARE, SPARSE
 from .metrics.graphs import NODES, THRESHOLD
 
-OTHERS = (("#8e44ad", "v"), ("#c77f1a", "P"), ("#1b998b", "X"), ("#555555", "*"))
+COLOURS = ("#8e44ad", "#c77f1a", "#1b998b", "#7a5230", "#d63384", "#4b7bec", "#888888", "#20303c")
+MARKERS, DASHES = "vPX*h<>d", ("-.", "-", "--", ":")
 COLUMNS = {
     "entropy": "entropy (nats)",
     "gtd": "GTD",
@@ -52,19 +54,21 @@ figcaption, .note { color: #555; font-size: .9em; }
 """
 
 
-def report_html(results, examples, variants, overtime=None):
+def report_html(results, examples, variants, overtime=None, missing=()):
     """The page as text. results: of `Diagnosis.result`, with "complete"; examples: {name: (N, L, L)}; variants:
-    {name: attention variant or None}, which decides the colour; overtime: as of `training_correlations`, or None.
+    {name: attention variant or None}, which decides the colour; overtime: as of `training_correlations`, or None;
+    missing: names of what was not measured any more.
     """
     styles = _styles(variants)
     parts = ["<h1>Attention diagnosis</h1>", _opening(results)]
-    if not all(result["complete"] for result in results):
-        parts.append(
-            '<p class="warning">Incomplete: it was interrupted. The numbers are those of the sequences seen so far.</p>'
-        )
+    cut = [result["name"] for result in results if not result["complete"]]
+    if cut or missing:
+        words = [f"Only the sequences seen so far: {', '.join(cut)}."] if cut else []
+        words += [f"Not measured: {', '.join(missing)}."] if missing else []
+        parts.append(f'<p class="warning">Incomplete, interrupted. {html.escape(" ".join(words))}</p>')
     parts += ["<h2>Layers</h2>", *[_layer_table(result) for result in results]]
     parts.append(_figure(_layers(results, styles), CAPTIONS["layers"]))
-    parts += ["<h2>What a GTD does not say</h2>", READING]
+    parts += ["<h2>What a GTD does not say</h2>", _reading(results[0])]
     parts += ["<h2>Kinds of heads</h2>", _regime_text(), _figure(_regimes(results), CAPTIONS["regimes"])]
     parts += ["<h2>Where entropy sits</h2>", _figure(_positions(results, styles), CAPTIONS["positions"])]
     parts.append(_figure(_last_layer(results, styles), CAPTIONS["heads"]))
@@ -90,7 +94,7 @@ CAPTIONS = {
     "over heads and sequences.",
     "regimes": "Heads of each kind, by layer.",
     "positions": "Attention entropy by the position of the query, mean over heads, first and last layer; the thin line "
-    "is the largest possible (in the manner of Fig. 7).",
+    "is the largest possible, dotted for causal attention (in the manner of Fig. 7).",
     "heads": "Attention entropy of each head of the last layer (in the manner of Fig. 8).",
     "maps": "first sequence, mean over heads, square-root scale. Sparsity: the share of entries below "
     f"{SPARSE:g}, over all heads and sequences (in the manner of Fig. 6; the threshold is ours).",
@@ -100,17 +104,26 @@ CAPTIONS = {
     "model (in the manner of Figs. 3 and 9; Table 6).",
 }
 
-READING = """<p>GTD is 0.856 (at &beta; = 0.9 and 4 hops) for <em>every</em> attention matrix with A&sup2; = A: for
-the identity, in which no token looks at another, for the uniform matrix, in which each looks at all, and for the
-collapse of all attention onto one token. It can lie above that, too. So a GTD near 0.86 says nothing about collapse by
-itself, and a low one is not collapse. Which of the three it is, two other columns tell: the <b>indirect entropy</b> is
-0 for the identity, log L for the uniform matrix and 0 for the collapse, and the <b>largest column mass</b> is 1/L, 1/L
-and 1.</p>
-<p>Two readings of the paper change what refinement does to entropy. Algorithm 1, line 5, read literally (a product over
-the labels of one row, not over the tokens) cancels when the row is normalised: no message arrives, and entropy goes
-down. Eq. 11 as printed counts a token's message to itself, which in a small example turns the gain of entropy into a
-loss.</p>
+READING = """<p>GTD is {same} (at &beta; = {beta:g} and {hops} hops) for <em>every</em> attention matrix with
+A&sup2; = A: for the identity, in which no token looks at another, for the uniform matrix, in which each looks at all, and
+for the collapse of all attention onto one token. It can lie above that, too. So a GTD near {same} says nothing
+about collapse by itself, and a low one is not collapse. Which of the three it is, two other columns tell: the
+<b>indirect entropy</b> is 0 for the identity, log L for the uniform matrix and 0 for the collapse, and the
+<b>largest column mass</b> is 1/L, 1/L and 1.</p>
+<p>Two readings of the paper change what refinement does to entropy. Algorithm 1, line 5, read literally (a
+product over the labels of one row, not over the tokens) cancels when the row is normalised: no message arrives,
+and entropy goes down. Eq. 11 as printed counts a token's message to itself, which in a small example turns the
+gain of entropy into a loss.</p>
 """
+
+
+def _reading(result):
+    beta, hops = result["beta"], math.inf if result["hops"] is None else result["hops"]
+    return READING.format(same=f"{idempotent_gtd(beta, hops):.3f}", beta=beta, hops=_hops(result))
+
+
+def _hops(result):
+    return "infinitely many" if result["hops"] is None else str(result["hops"])
 
 
 def _opening(results):
@@ -124,7 +137,7 @@ def _opening(results):
             f"{result['tokens']:,} tokens, up to {L} each; {len(result['layers'])} layers, {heads} heads; {kind}</li>"
         )
     first = results[0]
-    return f"<ul>{''.join(lines)}</ul><p class='note'>GTD with &beta; = {first['beta']:g} and {first['hops']} hops.</p>"
+    return f"<ul>{''.join(lines)}</ul><p class='note'>GTD with &beta; = {first['beta']:g} and {_hops(first)} hops.</p>"
 
 
 def _layer_table(result):
@@ -164,7 +177,8 @@ def _correlation_table(results):
     for result in results:
         for found in result["graph_correlations"]:
             rows += f"<tr><td>{html.escape(result['name'])}: GTD and {GRAPH_NAMES[found['y']]}</td>{_cells(found)}</tr>"
-    return f"<div class='scroll'><table><tr><th></th>{HEAD}</tr>{rows}</table></div>"
+    counts = ", ".join(f"{html.escape(r['name'])} {r['complete_graphs']} of {len(r['graphs'])}" for r in results)
+    return f"<p>Complete graphs: {counts}.</p><div class='scroll'><table><tr><th></th>{HEAD}</tr>{rows}</table></div>"
 
 
 HEAD = "<th>Pearson r</th><th>p</th><th>95% bootstrap</th><th>points</th><th>left out</th>"
@@ -196,23 +210,29 @@ def _overtime_table(overtime):
 
 
 def _styles(variants):
-    """{name: line style}: a variant's own colour for the first model of it, others in turn."""
-    styles, used, spare = {}, set(), iter(OTHERS * 9)
-    for name, variant in variants.items():
-        if variant in STYLES and variant not in used:
-            used.add(variant)
+    """{name: line style}: the colour is the variant's, or one of its own; dash and marker tell models of one colour."""
+    styles, used = {}, {}
+    for n, (name, variant) in enumerate(variants.items()):
+        again = used[variant] = used.get(variant, -1) + 1
+        if variant in STYLES and not again:
             styles[name] = STYLES[variant]
-        else:
-            color, marker = next(spare)
-            styles[name] = {"color": color, "linestyle": "-.", "marker": marker}
+            continue
+        colour = STYLES[variant]["color"] if variant in STYLES else COLOURS[n % len(COLOURS)]
+        dash = DASHES[(again if variant in STYLES else n // len(COLOURS)) % len(DASHES)]
+        styles[name] = {"color": colour, "linestyle": dash, "marker": MARKERS[n % len(MARKERS)]}
     return styles
+
+
+def _label(name):
+    """A name as matplotlib shows it: no formula, and not hidden as what starts with an underscore is."""
+    return " " + name.replace("$", r"\$")
 
 
 def _figure(figure, caption):
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     data = base64.b64encode(picture.getvalue()).decode()
-    picture = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+    picture = f'<img alt="{html.escape(html.unescape(caption))}" src="data:image/png;base64,{data}">'
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -222,9 +242,12 @@ def _layers(results, styles):
     for axes, name in zip(figure.subplots(2, 2).flat, names, strict=True):
         for result in results:
             values = [row[name] for row in result["layers"]]
-            axes.plot(range(1, len(values) + 1), values, label=result["name"], markersize=5, **styles[result["name"]])
-        if name == "gtd" and (results[0]["beta"], results[0]["hops"]) == (0.9, 4):
-            axes.axhline(0.8561, color="grey", linewidth=0.8, label="identity = uniform = collapse")
+            axes.plot(
+                range(1, len(values) + 1), values, label=_label(result["name"]), markersize=5, **styles[result["name"]]
+            )
+        if name == "gtd":
+            same = idempotent_gtd(results[0]["beta"], math.inf if results[0]["hops"] is None else results[0]["hops"])
+            axes.axhline(same, color="grey", linewidth=0.8, label="identity = uniform = collapse")
             axes.legend(handles=axes.lines[-1:], fontsize=8)
         widen(axes, 0.02 if "gtd" in name else 0.2)
         axes.set(xlabel="layer", ylabel=COLUMNS[name])
@@ -236,20 +259,26 @@ def _layers(results, styles):
 
 
 def _regimes(results):
-    figure = Figure(figsize=(3.2 * len(results) + 1.8, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
-    for axes, result in zip(panels, results, strict=True):
-        bottom = np.zeros(len(result["layers"]))
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(2.5 * columns + 1.8, 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(results) :]:
+        axes.set_visible(False)
+    for axes, result in zip(panels.flat, results, strict=False):
+        layers = range(1, len(result["layers"]) + 1)
+        bottom = np.zeros(len(layers))
         for kind in REGIMES:
             counts = np.array([row["regimes"][kind] for row in result["layers"]])
-            axes.bar(range(1, len(counts) + 1), counts, bottom=bottom, label=kind, color=GREYS[kind],
-                     hatch=HATCHES[kind], edgecolor="black", linewidth=0.6)  # fmt: skip
+            axes.bar(layers, counts, bottom=bottom, label=kind, color=GREYS[kind], hatch=HATCHES[kind],
+                     edgecolor="black", linewidth=0.6)  # fmt: skip
             bottom += counts
-        axes.set(xlabel="layer", title=result["name"])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("layer")
+        axes.set_title(_label(result["name"]), fontsize=9)
+        axes.set_xticks(layers[:: max(1, len(layers) // 8)])
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].set_ylabel("heads")
-    handles, labels = axes.get_legend_handles_labels()
+    panels[0, 0].set_ylabel("heads")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
     return figure
 
@@ -260,11 +289,12 @@ def _positions(results, styles):
         for result in results:
             values = result["positional_entropy"][which]
             style = styles[result["name"]] | {"marker": ""}
-            axes.plot(range(1, len(values) + 1), values, label=result["name"], **style)
-        longest = max(results, key=lambda result: len(result["positional_entropy"][0]))
-        positions = np.arange(1, len(longest["positional_entropy"][0]) + 1)
-        most = np.log(positions) if longest["causal"] else np.full(len(positions), math.log(len(positions)))
-        axes.plot(positions, most, color="grey", linewidth=0.7)
+            axes.plot(range(1, len(values) + 1), values, label=_label(result["name"]), **style)
+        for causal in sorted({result["causal"] for result in results}):
+            length = max(len(r["positional_entropy"][0]) for r in results if r["causal"] == causal)
+            positions = np.arange(1, length + 1)
+            most = np.log(positions) if causal else np.full(length, math.log(length))
+            axes.plot(positions, most, color="grey", linewidth=0.7, linestyle=":" if causal else "-")
         axes.set(xlabel="position of the query", ylabel="entropy (nats)", title=title)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -278,7 +308,7 @@ def _last_layer(results, styles):
         layers = len(result["layers"])
         values = [head["entropy"] for head in result["heads"] if head["layer"] == layers]
         style = styles[result["name"]] | {"linestyle": ""}
-        axes.plot(range(1, len(values) + 1), values, label=result["name"], **style)
+        axes.plot(range(1, len(values) + 1), values, label=_label(result["name"]), **style)
     high = axes.get_ylim()[1]
     axes.set(
         xlabel="head of the last layer", ylabel="entropy (nats)", ylim=(0, 1.3 * high), xlim=(0.5, axes.get_xlim()[1])
@@ -303,6 +333,8 @@ def _maps(result, example):
         image = axes.imshow(A**0.5, cmap="Greys", vmin=0, vmax=brightest)
         axes.set_title(f"layer {row['layer']}, sparsity {row['sparsity']:.1%}", fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     panels[0, 0].set(xlabel="key", ylabel="query")
     bar = figure.colorbar(image, ax=panels, shrink=0.8, label="attention")
     ticks = [f * brightest**2 for f in (0, 0.1, 0.5, 1)]
@@ -326,7 +358,7 @@ def _scatter(results, styles):
             found = next(f for f in result["graph_correlations"] if f["y"] == name)
             r = "not defined" if found["r"] is None else f"{found['r']:.2f}, p = {found['p']:.1g}"
             axes.plot(x, y, marker=style["marker"], color=style["color"], linestyle="", markersize=4, alpha=0.6,
-                      label=f"{result['name']}: r {'' if found['r'] is None else '= '}{r}")  # fmt: skip
+                      label=f"{_label(result['name'])}: r {'' if found['r'] is None else '= '}{r}")  # fmt: skip
             above.hist(x, bins=20, color=style["color"], alpha=0.5)
             right.hist(y, bins=20, color=style["color"], alpha=0.5, orientation="horizontal")
         axes.set(xlabel="GTD", ylabel=GRAPH_NAMES[name])

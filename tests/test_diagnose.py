@@ -73,10 +73,62 @@ def test_graphs_of_the_first_sequences_alone():
     assert point["clustering_onnela"] == pytest.approx(ms.clustering_coefficient(A, "onnela"))
 
 
-def test_causal_attention_is_noticed():
+def test_causal_attention_counts_what_a_token_may_see():
     causal = np.tril(MAPS) / np.tril(MAPS).sum(-1, keepdims=True)
-    result = diagnosed(causal)
-    assert result["causal"] and all(row["sparsity"] < 0.2 for row in result["layers"])
+    assert all(row["sparsity"] < 0.2 for row in diagnosed(causal, causal=True)["layers"])
+    assert all(row["sparsity"] > 0.4 for row in diagnosed(causal)["layers"])
+    uniform = np.tril(np.ones((1, 2, 2, 16, 16)))
+    uniform /= uniform.sum(-1, keepdims=True)
+    layer = diagnosed(uniform, causal=True)["layers"][0]
+    assert layer["regimes"]["diffuse"] == 2 and layer["normalised_entropy"] == pytest.approx(1, rel=1e-12)
+
+
+def test_sequences_of_nothing_but_padding_count_for_nothing():
+    valid = VALID.copy()
+    valid[[0, 2]] = False
+    with_empty, without = diagnosed(PADDED, valid), diagnosed(PADDED[:, [1, 3, 4]], VALID[[1, 3, 4]])
+    assert with_empty["layers"] == without["layers"] and with_empty["sequences"] == 3
+    diagnosis = Diagnosis("x")
+    diagnosis.add(PADDED, np.zeros_like(VALID))
+    assert (diagnosis.seen, diagnosis.sequences) == (B, 0)
+
+
+def test_padding_between_tokens_is_left_out():
+    holes = np.array([True, False, True, True, False, False, True, True, True])
+    maps = np.where(holes[:, None] & holes, MAPS, 0)
+    maps /= np.where(maps.sum(-1, keepdims=True) > 0, maps.sum(-1, keepdims=True), 1)
+    cut = maps[..., holes, :][..., holes]
+    with_holes, without = (r["layers"] for r in (diagnosed(maps, np.tile(holes, (B, 1))), diagnosed(cut)))
+    for name in ("entropy", "gtd", "cross_layer_gtd", "sparsity", "sink", "local", "normalised_entropy"):
+        np.testing.assert_allclose([r[name] for r in with_holes], [r[name] for r in without], rtol=1e-12, err_msg=name)
+
+
+def test_attention_to_padding_is_refused():
+    with pytest.raises(NotAttention, match=r"layer 1, sequence 2, head 1, row 1 gives 0\.\d+ to padding"):
+        diagnosed(MAPS, VALID)
+
+
+def test_infinitely_many_hops():
+    result = diagnosed(MAPS, hops=float("inf"))
+    assert result["hops"] is None and json.dumps(result, allow_nan=False)
+    wanted = ms.gtd(MAPS, hops=float("inf")).mean(axis=(1, 2))
+    np.testing.assert_allclose([row["gtd"] for row in result["layers"]], wanted, rtol=1e-12)
+    across = ms.cross_layer_gtd(MAPS.mean(axis=2), hops=float("inf")).mean(axis=1)
+    np.testing.assert_allclose([row["cross_layer_gtd"] for row in result["layers"]], across, rtol=1e-12)
+
+
+def test_names_of_every_kind_and_many_sources(tmp_path):
+    names = ["$a_$^", "_hidden", "<b>&x", "bad\udcff", *(f"m{n}" for n in range(34))]
+    for name in names:
+        with open(os.fsencode(tmp_path) + b"/" + os.fsencode(name) + b".npy", "wb") as file:
+            np.save(file, MAPS[:1, :1])
+    files = sorted(os.listdir(os.fsencode(tmp_path)))
+    command = [sys.executable, "-m", "minisaobp", "diagnose", "--attention", *files, "--out", "out", "--graphs", "1"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;b&gt;&amp;x" in text and "<b>&x" not in text and "&amp;lt;" not in text
 
 
 def test_regimes_are_counted():
@@ -93,6 +145,8 @@ def test_correlation_with_scipy_and_where_there_is_none():
 
     wanted = stats.pearsonr([p["x"] for p in points], [p["y"] for p in points])
     assert found["r"] == pytest.approx(wanted.statistic) and found["p"] == pytest.approx(wanted.pvalue)
+    rare = [{"x": 0.1 + 1e-7 * (n == 0), "y": 0.7 + 0.1 * (n == 0)} for n in range(20)]
+    assert all(-1 <= end <= 1 for end in correlation(rare, "x", "y")["interval"])
     assert found["points"] == 60 and found["left_out"] == 2
     interval = wanted.confidence_interval()  # by Fisher's transform: the bootstrap is near it, not the same
     np.testing.assert_allclose(found["interval"], interval, atol=0.1)
@@ -203,7 +257,11 @@ def test_the_report_of_two_models(trained, tmp_path):
     assert all(address.startswith("data:") for address in page.addresses)  # nothing is fetched
     assert "0.856" in text and "Incomplete" not in text and "<script" not in text
     rows = list(csv.DictReader(open(tmp_path / "metrics.csv", newline="")))  # noqa: SIM115
-    assert len(rows) == 2 * (2 + 4) and {row["model"] for row in rows} == {"original", "high"}
+    assert len([row for row in rows if row["head"]]) == 2 * (2 + 4)
+    assert len([row for row in rows if row["position"]]) == 2 * 2 * 16
+    assert len([row for row in rows if row["sequence"]]) == 2 * 2 * 2
+    rows = [row for row in rows if row["head"]]
+    assert {row["model"] for row in rows} == {"original", "high"}
     results = json.loads((tmp_path / "metrics.json").read_text())["results"]
     for row in rows:
         result = next(r for r in results if r["name"] == row["model"])
@@ -282,6 +340,7 @@ def test_bad_input_on_the_command_line_is_one_line(tmp_path, trained):
     bad = MAPS.copy()
     bad[1, 3, 0, 2] *= 1.05
     np.save(tmp_path / "bad.npy", bad)
+    np.savez(tmp_path / "none.npz", attention=PADDED, attention_mask=np.zeros_like(VALID))
     shutil.copytree(trained / "high", tmp_path / "few", ignore=shutil.ignore_patterns("step-[2-9]"))
     for arguments, message in (
         (["--attention", "bad.npy"], "bad.npy: layer 2, sequence 4, head 1, row 3 sums to 1.05"),
@@ -291,7 +350,27 @@ def test_bad_input_on_the_command_line_is_one_line(tmp_path, trained):
         (["--run", "few"], "--run: expected three models or more in few/models .*, got 2"),
         ([], "one of the arguments --checkpoint --attention --run is required"),
         (["--checkpoint", trained / "high", "--hops", "1"], "--hops: expected a whole number from 2"),
+        (["--checkpoint", trained / "high", "--hops", "inf", "--beta", "1"], "--beta: expected below 0.999"),
+        (["--checkpoint", trained / "high", "--causal"], "--causal: of arrays alone"),
+        (["--attention", "none.npz"], "no sequence has a token that is not padding"),
     ):
         done = run("diagnose", *arguments, "--out", "out", cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
         assert done.returncode == 2 and re.search(message, done.stderr.splitlines()[-1]), done.stderr
         assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_interrupted_over_a_run_it_reports_the_models_it_saw(trained, tmp_path):
+    arguments = ["--run", str(trained / "high"), "--out", str(tmp_path / "out"), "--graphs", "0", "--batch", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minisaobp", "diagnose", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    seen = ""
+    while "step 1" not in seen:
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["results"][0]["complete"] is True
+    assert len(record["over_training"]["points"]) < 7

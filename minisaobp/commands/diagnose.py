@@ -2,8 +2,12 @@
 
 import csv
 import io
+import math
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from . import options
 
@@ -30,20 +34,78 @@ def add(parser):
     add("--batch", type=whole(1, 10**6), default=8, help="sequences at a time (default: %(default)s)")
     add("--graphs", type=whole(0, 10**6), default=16,
         help="sequences whose token graphs are measured (default: %(default)s)")  # fmt: skip
-    add("--beta", type=options.real(1e-6, 1e6), default=0.9, help="of GTD, Eq. 12 (default: %(default)s)")
-    add("--hops", type=whole(2, 1000), default=4, help="K of GTD, Eq. 12 (default: %(default)s)")
+    add("--beta", type=options.real(1e-6, 1), default=0.9, help="of GTD, Eq. 12 (default: %(default)s)")
+    add("--hops", type=_hops, default=4, help="K of GTD, Eq. 12, or inf, for which beta < 0.999 (default: %(default)s)")
+    add("--causal", action="store_true", help="the arrays of --attention are causal: no token attends to a later one")
     options.add_device(parser)
     add("--out", default="runs/diagnose", metavar="DIR",
         help="for report.html, metrics.json and metrics.csv (default: %(default)s)")  # fmt: skip
 
 
+def _hops(text):
+    return math.inf if text == "inf" else options.whole(2, 1000)(text)
+
+
 def run(args, fail):
     if args.attention and args.text:
         fail("argument --text: not beside --attention, which needs no text")
-    from ..diagnose import Diagnosis, NotAttention, attention_file, training_correlations
+    if args.causal and not args.attention:
+        fail("argument --causal: of arrays alone; of a model it is known")
+    if args.hops == math.inf and args.beta >= 0.999:
+        fail(f"argument --beta: expected below 0.999 beside --hops inf, got {args.beta:g}")
+    from ..diagnose import NotAttention, training_correlations
+    from ..interrupts import interrupts
 
     xp = options.device_library(args, fail)
     out = options.writable_folder(args.out, ("report.html", "metrics.json", "metrics.csv"), fail)
+    sources, variants = _sources(args, xp, fail)
+    snapshots = _snapshots(args, fail) if args.over_time else []
+    with interrupts() as asked:
+        try:
+            done = [_measure(source, args, asked) for source in sources]
+        except NotAttention as error:
+            fail(f"argument --attention: {error}")
+        points = [] if asked() else _over_training(snapshots, args, xp, asked, fail)
+        overtime = training_correlations(points) if points else None
+        results = [
+            d.result() | {"complete": d.seen >= s.count} for d, s in zip(done, sources, strict=True) if d.sequences
+        ]
+        missing = [d.name for d in done if not d.sequences]
+        if results:
+            _write(out, results, {d.name: d.example for d in done if d.sequences}, variants, overtime, missing)
+    if not results:
+        if asked():
+            print("Nothing was measured yet: nothing is written", file=sys.stderr)
+            raise KeyboardInterrupt
+        fail("no sequence has a token that is not padding: nothing to measure")
+    print("\n".join(_table(result) for result in results))
+    for found in overtime["correlations"] if overtime else []:
+        r = "not defined" if found["r"] is None else f"{found['r']:.3f} (p = {found['p']:.2g})"
+        print(f"{found['x']} and {found['y']} over {found['points']} models: r {r}")
+    if missing:
+        print(f"Not measured: {', '.join(missing)}")
+    from ..metrics import idempotent_gtd
+
+    same = idempotent_gtd(args.beta, args.hops)
+    print(
+        f"GTD is {same:.3f} for identity, uniform attention and full collapse alike: read it with the indirect entropy"
+    )
+    print(f"Wrote {out / 'report.html'}, {out / 'metrics.json'} and {out / 'metrics.csv'}")
+    if asked():
+        raise KeyboardInterrupt
+
+
+class Source(NamedTuple):
+    name: str
+    count: int  # sequences to measure
+    batches: Iterator  # of (maps, valid)
+    causal: bool
+
+
+def _sources(args, xp, fail):
+    """What is to be measured, and {name: attention variant} of the models, None where it is not one."""
+    from ..diagnose import NotAttention, attention_file
+
     sources, variants = [], {}
     for path in args.attention or []:
         try:
@@ -52,68 +114,52 @@ def run(args, fail):
             fail(f"argument --attention: {error}")
         name = _name(path, variants)
         variants[name] = None
-        sources.append((name, min(count, args.sequences), batches))
+        sources.append(Source(name, min(count, args.sequences), batches, args.causal))
     for path in args.checkpoint or ([args.over_time] if args.over_time else []):
         model, examples = _model_and_text(path, args, fail)
         name = _name(path, variants)
         kinds = set(model.config.variants)
         variants[name] = kinds.pop() if len(kinds) == 1 else None
-        sources.append((name, min(len(examples.ids), args.sequences), _maps_of(model.on(xp), examples, args.batch)))
-    snapshots = _snapshots(args, fail) if args.over_time else []
-
-    diagnoses = [Diagnosis(name, args.beta, args.hops, args.graphs) for name, _, _ in sources]
-    stopped, overtime = False, None
-    for diagnosis, (name, count, batches) in zip(diagnoses, sources, strict=True):
-        try:
-            stopped = stopped or _measure(diagnosis, name, count, batches)
-        except NotAttention as error:
-            fail(f"argument --attention: {name}: {error}")
-    if snapshots and not stopped:
-        points = []
-        for step, path, line in snapshots:
-            model, examples = _model_and_text(path, args, fail)
-            one = Diagnosis(f"step {step}", args.beta, args.hops, 0)
-            stopped = _measure(one, one.name, min(len(examples.ids), args.sequences),
-                               _maps_of(model.on(xp), examples, args.batch))  # fmt: skip
-            if stopped:
-                break
-            points.append((one.result(), line))
-        overtime = training_correlations(points)
-    seen = [
-        (diagnosis, count) for diagnosis, (_, count, _) in zip(diagnoses, sources, strict=True) if diagnosis.sequences
-    ]
-    if not seen:
-        print("Nothing was measured yet: nothing is written", file=sys.stderr)
-        raise KeyboardInterrupt
-    results = [d.result() | {"complete": d.sequences >= count and not stopped} for d, count in seen]
-    _write(out, results, {d.name: d.example for d, _ in seen}, variants, overtime)
-    print("\n".join(_table(result) for result in results))
-    if overtime:
-        for found in overtime["correlations"]:
-            r = "not defined" if found["r"] is None else f"{found['r']:.3f} (p = {found['p']:.2g})"
-            print(f"{found['x']} and {found['y']} over {found['points']} models: r {r}")
-    print("GTD is 0.856 for identity, uniform attention and full collapse alike: read it with the indirect entropy")
-    print(f"Wrote {out / 'report.html'}, {out / 'metrics.json'} and {out / 'metrics.csv'}")
-    if stopped:
-        raise KeyboardInterrupt
+        sources.append(_source_of(name, model.on(xp), examples, args))
+    return sources, variants
 
 
-def _measure(diagnosis, name, count, batches):
-    """Add batches until `count` sequences are seen; whether Ctrl-C stopped it."""
+def _source_of(name, model, examples, args):
+    count = min(len(examples.ids), args.sequences)
+    return Source(name, count, _maps_of(model, examples, args.batch), model.config.model_type == "gpt2")
+
+
+def _measure(source, args, asked, graphs=None):
+    """The Diagnosis of a source: of as many of its sequences as there was time for until Ctrl-C."""
     from tqdm import tqdm
 
-    from ..interrupts import interrupts
+    from ..diagnose import Diagnosis, NotAttention
 
-    with interrupts() as asked, tqdm(total=count, desc=name, unit="sequence") as bar:
-        for maps, valid in batches:
-            left = count - diagnosis.sequences
-            diagnosis.add(maps[:, :left], None if valid is None else valid[:left])
+    graphs = args.graphs if graphs is None else graphs
+    diagnosis = Diagnosis(source.name, args.beta, args.hops, graphs, source.causal)
+    with tqdm(total=source.count, desc=source.name, unit="sequence") as bar:
+        while diagnosis.seen < source.count and not asked():
+            maps, valid = next(source.batches)
+            left = source.count - diagnosis.seen
+            try:
+                diagnosis.add(maps[:, :left], None if valid is None else valid[:left])
+            except NotAttention as error:
+                raise NotAttention(f"{source.name}: {error}") from None
             bar.update(min(left, maps.shape[1]))
-            if diagnosis.sequences >= count:
-                return False
-            if asked():
-                return True
-    return False
+    return diagnosis
+
+
+def _over_training(snapshots, args, xp, asked, fail):
+    """(result, line of metrics.jsonl) of every model of a run that there was time for."""
+    points = []
+    for step, path, line in snapshots:
+        model, examples = _model_and_text(path, args, fail)
+        source = _source_of(f"step {step}", model.on(xp), examples, args)
+        diagnosis = _measure(source, args, asked, graphs=0)
+        if asked():
+            break
+        points.append((diagnosis.result(), line))
+    return points
 
 
 def _model_and_text(path, args, fail):
@@ -168,7 +214,7 @@ def _snapshots(args, fail):
 def _name(path, taken):
     """A short name for a source that no other has."""
     path = Path(path)
-    short = path.resolve().name if path.is_dir() else path.name
+    short = os.fsencode(path.resolve().name if path.is_dir() else path.name).decode("utf-8", "replace")
     name, n = short, 2
     while name in taken:
         name, n = f"{short} ({n})", n + 1
@@ -187,21 +233,27 @@ def _table(result):
     return "\n".join(lines)
 
 
-def _write(out, results, examples, variants, overtime):
+def _write(out, results, examples, variants, overtime, missing):
     from ..files import write_json, write_whole
     from ..report import report_html
     from ..results import environment
 
-    page = report_html(results, examples, variants, overtime).encode()
-    write_json(out / "metrics.json", {"environment": environment(), "results": results, "over_training": overtime})
+    page = report_html(results, examples, variants, overtime, missing).encode()
+    record = {"environment": environment(), "results": results, "not_measured": missing, "over_training": overtime}
+    write_json(out / "metrics.json", record)
     table = io.StringIO(newline="")
     names = ["model", "layer", "head", "regime", "entropy", "gtd", "cross_layer_gtd", "indirect_entropy", "sparsity",
-             "sink", "normalised_entropy", "local", "sequences", "complete"]  # fmt: skip
+             "sink", "normalised_entropy", "local", "position", "sequence", "clustering", "clustering_barrat",
+             "clustering_onnela", "betweenness", "betweenness_weighted", "sequences", "complete"]  # fmt: skip
     writer = csv.DictWriter(table, names, extrasaction="ignore", restval="")
     writer.writeheader()
     for result in results:
         same = {"model": result["name"], "sequences": result["sequences"], "complete": result["complete"]}
         writer.writerows([row | same | {"head": "all"} for row in result["layers"]])
         writer.writerows([row | same for row in result["heads"]])
+        for layer, entropies in enumerate(result["positional_entropy"], 1):
+            rows = [{"layer": layer, "position": n, "entropy": value} for n, value in enumerate(entropies, 1)]
+            writer.writerows([row | same for row in rows])
+        writer.writerows([row | same for row in result["graphs"]])
     write_whole(out / "metrics.csv", lambda file: file.write(table.getvalue().encode()))
     write_whole(out / "report.html", lambda file: file.write(page))

@@ -3,7 +3,15 @@
 from .attention import column_mass, head_features, regime, sparsity
 from .entropy import attention_entropy, row_entropy
 from .graphs import attention_graph, betweenness, clustering_coefficient
-from .gtd import cross_layer_gtd, gtd, gtd_and_indirect_entropy, gtd_backward, indirect_attention, indirect_entropy
+from .gtd import (
+    cross_layer_gtd,
+    gtd,
+    gtd_and_indirect_entropy,
+    gtd_backward,
+    idempotent_gtd,
+    indirect_attention,
+    indirect_entropy,
+)
 
 __all__ = [
     "attention_entropy",
@@ -16,6 +24,7 @@ __all__ = [
     "gtd_and_indirect_entropy",
     "gtd_backward",
     "head_features",
+    "idempotent_gtd",
     "indirect_attention",
     "indirect_entropy",
     "regime",

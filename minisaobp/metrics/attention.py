@@ -50,21 +50,24 @@ def column_mass(A, *, valid=None):
     return xp.sum(xp.where(both, A, 0), axis=-2) / xp.maximum(rows, 1)
 
 
-def head_features(A, *, valid=None):
+def head_features(A, *, valid=None, causal=False):
     """What `regime` judges by, of A (..., L, L): a dict of arrays of shape A.shape[:-2].
 
-    sink: the largest column mass; entropy: attention entropy over the log of the number of (valid) tokens, so 1 is
-    uniform; local: the attention that goes to the token itself and its two neighbours.
+    sink: the largest column mass; entropy: attention entropy over that of uniform attention, the mean log of the number
+    of tokens that a row may see (causal: up to itself); local: the attention that goes to the token itself and its two
+    neighbours, padding between them left out.
     """
     A = attention_array(A)
     xp = array_namespace(A)
     checked = valid_array(valid, A)
     both = _pairs(A, checked)
     L = A.shape[-1]
-    near = abs(xp.arange(L)[:, None] - xp.arange(L)) <= 1
+    place = xp.arange(L) if checked is None else xp.cumsum(checked, axis=-1)
+    near = abs(place[..., :, None] - place[..., None, :]) <= 1
     local = mean_over_rows(xp.sum(xp.where(both & near, A, 0), axis=-1), checked)
-    count = xp.full(A.shape[:-2], L) if checked is None else xp.broadcast_to(checked, A.shape[:-1]).sum(axis=-1)
-    entropy = mean_over_rows(row_entropy(A), checked) / xp.log(xp.maximum(count, 2))
+    visible = (both & xp.tri(L, dtype=bool) if causal else both).sum(axis=-1)
+    uniform = mean_over_rows(xp.log(xp.maximum(visible, 1)), checked)
+    entropy = mean_over_rows(row_entropy(A), checked) / xp.where(uniform > 0, uniform, 1)
     return {"sink": column_mass(A, valid=valid).max(axis=-1), "entropy": entropy, "local": local}
 
 

@@ -89,13 +89,11 @@ def cross_layer_gtd(maps, beta=0.9, hops=4, *, valid=None):
     The paper reports it (Table 6) without a definition. Here layer n has the direct attention A_n and the indirect
     G_n = sum over t = 2..min(K, n) of beta^(t-1) A_n A_(n-1) ... A_(n-t+1), the paths from its tokens down through the
     layers below; GTD_n = ||G_n||^2 / (||A_n||^2 + ||G_n||^2). The first layer has no indirect path: 0. With the same A
-    in every layer, GTD_n is that of `gtd` for hops = min(K, n). Other arguments and errors as `gtd`; hops finite.
+    in every layer, GTD_n is that of `gtd` for hops = min(K, n). Other arguments and errors as `gtd`.
 
     >>> cross_layer_gtd(np.stack([np.eye(4)] * 4)).round(6)[[0, 3]]
     array([0.      , 0.856089])
     """
-    if hops == math.inf:
-        raise ValueError("hops: expected a finite number, for there are no paths longer than the layers")
     maps, _, _ = _prepare(maps, beta, hops, valid)
     if maps.ndim < 3:
         raise ValueError(f"maps: expected shape (layers, ..., L, L), got {maps.shape}")
@@ -103,7 +101,7 @@ def cross_layer_gtd(maps, beta=0.9, hops=4, *, valid=None):
     result = xp.zeros(maps.shape[:-2], maps.dtype)
     for n in range(len(maps)):
         path, G = maps[n], xp.zeros_like(maps[n])
-        for below in range(n - 1, max(n - hops, -1), -1):
+        for below in range(n - 1, -1 if hops == math.inf else max(n - hops, -1), -1):
             path = beta * (path @ maps[below])
             G += path
         result[n] = _share(_energy(maps[n]), _energy(G))
@@ -122,6 +120,18 @@ def indirect_entropy(A, beta=0.9, hops=4, *, valid=None):
     return mean_over_rows(_row_entropy_of(_indirect(A, beta, hops)), valid)
 
 
+def idempotent_gtd(beta=0.9, hops=4):
+    """The GTD of every A with A A = A, such as the identity, uniform attention and a full collapse.
+
+    >>> round(idempotent_gtd(), 6)
+    0.856089
+    """
+    if hops == math.inf:
+        return (beta / (1 - beta)) ** 2 / (1 + (beta / (1 - beta)) ** 2)
+    G = sum(beta**t for t in range(1, hops))
+    return G * G / (1 + G * G)
+
+
 def gtd_and_indirect_entropy(A, beta=0.9, hops=4, *, valid=None):
     """Both at once, for half the work: what `gtd` and `indirect_entropy` give."""
     A, _, valid = _prepare(A, beta, hops, valid)
@@ -136,11 +146,14 @@ def _indirect(A, beta, hops):
         if not highest < 1:
             raise ValueError(f"beta: with hops=inf expected beta times every row sum below 1, got {highest:g}")
         return xp.linalg.solve(_identity_less(A, beta), beta * (A @ A))
-    return _horner(A, beta, hops)[-1]
+    G = A  # Horner: G = beta A (A + beta A (A + ...)), one product per hop
+    for _ in range(hops - 2):
+        G = A + beta * (A @ G)
+    return beta * (A @ G)
 
 
 def _horner(A, beta, hops):
-    """G = beta A (A + beta A (A + ...)), one product per hop: every X on the way, then G."""
+    """Every X on the way of `_indirect`, then G."""
     steps = [A]
     for _ in range(hops - 2):
         steps.append(A + beta * (A @ steps[-1]))

@@ -96,7 +96,10 @@ def load_tokenizer(directory):
     try:
         if (directory / "tokenizer.json").exists():
             path = directory / "tokenizer.json"
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()  # the whole text counts, whatever the file was saved with
+            tokenizer.no_padding()
+            return tokenizer
         if (directory / "vocab.txt").exists():
             path = directory / "vocab.txt"
             words = path.read_text(encoding="utf-8").splitlines()

@@ -95,6 +95,8 @@ def test_column_mass():
 def test_regimes_tell_apart_what_gtd_does_not():
     matrices = np.stack([np.eye(L), UNIFORM, SINK, BAND, SHIFT])
     assert metrics.regime(metrics.head_features(matrices)).tolist() == ["local", "diffuse", "sink", "local", "local"]
+    causal = np.tril(np.ones((L, L))) / np.arange(1, L + 1)[:, None]
+    assert metrics.regime(metrics.head_features(causal, causal=True)) == "diffuse"
     far = np.roll(np.eye(L), 5, axis=1)
     assert metrics.regime(metrics.head_features(far)) == "mixed"
 
