@@ -104,16 +104,16 @@ CAPTIONS = {
     "model (in the manner of Figs. 3 and 9; Table 6).",
 }
 
-READING = """<p>GTD is {same} (at &beta; = {beta:g} and {hops} hops) for <em>every</em> attention matrix with
-A&sup2; = A: for the identity, in which no token looks at another, for the uniform matrix, in which each looks at all, and
-for the collapse of all attention onto one token. It can lie above that, too. So a GTD near {same} says nothing
-about collapse by itself, and a low one is not collapse. Which of the three it is, two other columns tell: the
-<b>indirect entropy</b> is 0 for the identity, log L for the uniform matrix and 0 for the collapse, and the
-<b>largest column mass</b> is 1/L, 1/L and 1.</p>
-<p>Two readings of the paper change what refinement does to entropy. Algorithm 1, line 5, read literally (a
-product over the labels of one row, not over the tokens) cancels when the row is normalised: no message arrives,
-and entropy goes down. Eq. 11 as printed counts a token's message to itself, which in a small example turns the
-gain of entropy into a loss.</p>
+READING = """<p>GTD is {same} (at &beta; = {beta:g} and {hops} hops) for <em>every</em> attention matrix with A&sup2;
+= A: for the identity, in which no token looks at another, for the uniform matrix, in which each looks
+at all, and for the collapse of all attention onto one token. It can lie above that, too. So a GTD near
+{same} says nothing about collapse by itself, and a low one is not collapse. Which of the three it is,
+two other columns tell: the <b>indirect entropy</b> is 0 for the identity, log L for the uniform matrix
+and 0 for the collapse, and the <b>largest column mass</b> is 1/L, 1/L and 1.</p>
+<p>Two readings of the paper change what refinement does to entropy. Algorithm 1, line 5, read literally
+(a product over the labels of one row, not over the tokens) cancels when the row is normalised: no
+message arrives, and entropy goes down. Eq. 11 as printed counts a token's message to itself, which in a
+small example turns the gain of entropy into a loss.</p>
 """
 
 
