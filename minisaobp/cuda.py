@@ -164,6 +164,84 @@ extern "C" __global__ void beliefs(const REAL* __restrict__ P, const double* C, 
     belief_row(P + row * L, C + n * L, w + n * L, B + row * L, decays[n], faint, L, include_self);
 }
 
+#if ITEMS <= 4
+#define ROWS (2 * ITEMS)
+// a whole matrix in the registers of 16 warps, read once and written once: a warp holds every 16th row, ROWS of them
+extern "C" __global__ void __launch_bounds__(512, 2)
+refine_small(const REAL* __restrict__ P, const REAL* decays, REAL* __restrict__ B, REAL faint, int L,
+             int include_self) {
+    __shared__ double part[16][32 * ITEMS];
+    __shared__ double C[32 * ITEMS];
+    long long first = (long long)blockIdx.x * L * L;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    REAL decay = decays[blockIdx.x], p[ROWS][ITEMS];
+    #pragma unroll
+    for (int m = 0; m < ROWS; m++)
+        #pragma unroll
+        for (int n = 0; n < ITEMS; n++) {
+            int j = warp + 16 * m, k = lane + 32 * n;
+            p[m][n] = j < L && k < L ? P[first + j * L + k] : 0;
+        }
+    #pragma unroll
+    for (int n = 0; n < ITEMS; n++) {
+        double total = 0;
+        REAL product = 1;
+        #pragma unroll
+        for (int m = 0; m < ROWS; m++) {
+            product *= message(p[m][n], decay);
+            if (!GENTLE) { total += log((double)product); product = 1; }
+        }
+        part[warp][lane + 32 * n] = total + (double)log(product);  // near 1: a float's logarithm will do
+    }
+    __syncthreads();
+    if (threadIdx.x < 32 * ITEMS) {
+        double total = 0;
+        for (int w = 0; w < 16; w++) total += part[w][threadIdx.x];
+        C[threadIdx.x] = threadIdx.x < L ? total : NEVER;
+    }
+    __syncthreads();
+    double top = NEVER;
+    REAL w[ITEMS];
+    for (int n = 0; n < ITEMS; n++) top = fmax(top, C[lane + 32 * n]);
+    top = warp_max_double(top);
+    for (int n = 0; n < ITEMS; n++) w[n] = lane + 32 * n < L ? exp((REAL)(C[lane + 32 * n] - top)) : 0;
+    #pragma unroll
+    for (int m = 0; m < ROWS; m++) {
+        int j = warp + 16 * m;
+        REAL v[ITEMS], total = 0;
+        #pragma unroll
+        for (int n = 0; n < ITEMS; n++) {
+            v[n] = include_self ? p[m][n] * w[n] : DIVIDE(p[m][n] * w[n], message(p[m][n], decay));
+            total += v[n];
+        }
+        total = warp_sum(total);
+        if (!(total > faint)) {
+            double highest = NEVER, l[ITEMS];
+            for (int n = 0; n < ITEMS; n++) {
+                l[n] = NEVER;
+                if (p[m][n] > 0)
+                    l[n] = C[lane + 32 * n]
+                           + (double)log(include_self ? p[m][n] : p[m][n] / message(p[m][n], decay));
+                highest = fmax(highest, l[n]);
+            }
+            highest = warp_max_double(highest);
+            total = 0;
+            for (int n = 0; n < ITEMS; n++) {
+                v[n] = l[n] > NEVER ? exp((REAL)(l[n] - highest)) : 0;
+                total += v[n];
+            }
+            total = warp_sum(total);
+        }
+        REAL scale = total > 0 ? 1 / total : 0;
+        #pragma unroll
+        for (int n = 0; n < ITEMS; n++) {
+            int k = lane + 32 * n;
+            if (j < L && k < L) B[first + j * L + k] = v[n] * scale;
+        }
+    }
+}
+#endif
+
 // a whole matrix in shared memory: read once, written once
 extern "C" __global__ void refine_matrix(const REAL* P, const REAL* decays, REAL* B, REAL faint, int L,
                                          int include_self) {
@@ -436,21 +514,24 @@ def _cupy():
 
 def _in_order(*arrays):
     """The arrays as the kernels read them: without gaps, in C's order."""
-    return [_cupy().ascontiguousarray(array) for array in arrays]
+    return [a if a.flags.c_contiguous else _cupy().ascontiguousarray(a) for a in arrays]
 
 
 @functools.cache
 def _module(dtype, items):
     """The kernels for one dtype and for rows of at most 32 * items numbers, which a warp keeps in registers."""
-    real = {"float32": "float", "float64": "double"}[dtype]
+    real = {"f": "float", "d": "double"}[
+        dtype
+    ]  # NumPy's letters: to ask for a dtype's name takes longer than to launch
     quotient = "__fdividef(a, b)" if real == "float" else "((a) / (b))"  # within 2 roundings
-    defines = f"#define REAL {real}\n#define ITEMS {items}\n#define WARPS {WARPS}\n#define DIVIDE(a, b) {quotient}\n"
-    source = defines + _HELPERS + _ATTENTION + _OPERATIONS
+    defines = {"REAL": real, "ITEMS": items, "WARPS": WARPS, "DIVIDE(a, b)": quotient}
+    head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
+    source = head + _HELPERS + _ATTENTION + _OPERATIONS
     return _cupy().RawModule(code=source, options=("--std=c++14",))
 
 
 def _kernel(name, array, width=32):
-    return _function(name, array.dtype.name, max(1, 1 << (-(-width // 32) - 1).bit_length()))
+    return _function(name, array.dtype.char, max(1, 1 << (-(-width // 32) - 1).bit_length()))
 
 
 @functools.cache
@@ -526,6 +607,9 @@ def refine_rows(P, lam, causal, include_self, out=None):
             "softmax_rows", P, (B, 0, B, np.int64(rows), np.int32(L), np.int32(1), np.int32(0), np.int32(0)), rows, L
         )
         return B
+    if L <= 128:
+        _kernel("refine_small", P, L)((N,), (512,), (P, decays, B, faint, np.int32(L), own))
+        return B
     threads = 32 * max(L // 32, 16)
     shared = 8 * L * (threads // L + 1) + P.dtype.itemsize * L * (L + 1)
     if shared <= SHARED:
@@ -600,7 +684,12 @@ def _column_sums(dy, normed):
     _kernel("partial_sums", dy)(
         grid, (threads,), (dy, 0 if normed is None else normed, a, b, np.int64(rows), np.int32(D), np.int32(chunk))
     )
-    return None if normed is None else a.sum(axis=0), b.sum(axis=0)
+    whole = cupy.empty(D, dy.dtype), cupy.empty(D, dy.dtype)
+    for part, total in zip((a, b), whole, strict=True):
+        if part is b or normed is not None:
+            arguments = (part, 0, 0, total, np.int64(chunks), np.int32(D), np.int32(chunks))
+            _kernel("partial_sums", dy)((grid[0], 1), (threads,), arguments)
+    return whole
 
 
 @functools.cache
@@ -670,8 +759,8 @@ def product(a, b, transpose_a, transpose_b):
     m, k = a.shape[:-3:-1] if transpose_a else a.shape[-2:]
     n = b.shape[-2] if transpose_b else b.shape[-1]
     out = cupy.empty((*a.shape[:-2], m, n), a.dtype)
-    cublas, kind = cupy.cuda.cublas, a.dtype.name
-    multiply = {"float32": cublas.sgemmStridedBatched, "float64": cublas.dgemmStridedBatched}[kind]
+    cublas, kind = cupy.cuda.cublas, a.dtype.char
+    multiply = {"f": cublas.sgemmStridedBatched, "d": cublas.dgemmStridedBatched}[kind]
     one, zero = np.ones((), kind), np.zeros((), kind)
     # cuBLAS counts columns first: it sees every matrix transposed, and out^T = b^T a^T
     multiply(

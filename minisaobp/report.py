@@ -157,8 +157,8 @@ def _layer_table(result):
 def _regime_text():
     return (
         f"<p>The rule, ours, first that holds of a head's means over sequences: <b>sink</b>, one token gets "
-        f"{SINK_SHARE:.0%} of all attention or more; <b>diffuse</b>, entropy at least {DIFFUSE_ENTROPY:g} of the log "
-        f"of the number of tokens; <b>local</b>, {LOCAL_SHARE:.0%} or more of the attention goes to the token itself "
+        f"{SINK_SHARE:.0%} of all attention or more; <b>diffuse</b>, entropy at least {DIFFUSE_ENTROPY:g} of that "
+        f"of uniform attention; <b>local</b>, {LOCAL_SHARE:.0%} or more of the attention goes to the token itself "
         "and its two neighbours; else <b>mixed</b>.</p>"
     )
 
