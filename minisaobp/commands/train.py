@@ -155,8 +155,8 @@ def run(args, fail):
         fail(str(error))
     except MemoryError as error:
         fail(
-            f"not enough memory for --batch {asked['batch']} sequences of --length {asked['length']}: lower --batch (and "
-            f"raise --accumulate, for the same steps) or --length; the last checkpoint is intact ({error})"
+            f"not enough memory for --batch {asked['batch']} sequences of --length {asked['length']}: lower --batch "
+            f"(and raise --accumulate, for the same steps) or --length; the last checkpoint is intact ({error})"
         )
     except Interrupted as interrupt:
         print(f"\n{interrupt}\nGo on with: python -m minisaobp train --resume {asked['out']}", file=sys.stderr)
