@@ -300,19 +300,19 @@ def test_a_model_of_hugging_face_with_its_vocabulary(tmp_path):
 
 
 def test_interrupted_it_reports_what_it_saw(tmp_path):
-    array = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", np.float32, (2, 20000, 2, 32, 32))
+    array = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", np.float32, (2, 4000, 2, 32, 32))
     array[...] = 1 / 32
     command = [sys.executable, "-m", "minisaobp", "diagnose", "--attention", str(tmp_path / "maps.npy")]
-    command += ["--out", str(tmp_path / "out"), "--batch", "4", "--graphs", "1", "--sequences", "20000"]
+    command += ["--out", str(tmp_path / "out"), "--batch", "4", "--graphs", "1", "--sequences", "4000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = ""
-    while not re.search(r" [1-9]\d*/20000", seen):
+    while not re.search(r" [1-9]\d*/4000", seen):
         seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors, errors
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"][0]
-    assert result["complete"] is False and 0 < result["sequences"] < 20000 and "INCOMPLETE" in output
+    assert result["complete"] is False and 0 < result["sequences"] < 4000 and "INCOMPLETE" in output
     assert result["layers"][0]["gtd"] == pytest.approx(0.856089, abs=1e-5)
     assert "Incomplete" in (tmp_path / "out" / "report.html").read_text()
 
