@@ -100,7 +100,10 @@ def refine_vjp(A, lam, dB, *, variant="high", causal=False, valid=None, include_
         else:
             _, cache = refine_steps(P, _potts_factor(lams, variant), steps, damping, causal, include_self)
             dP, dlams[part] = refine_steps_backward(dP, cache)
-        dA[part] = within_dtype(normalise_rows_backward(dP, P, S, visible), A.dtype)
+        if A.dtype == dP.dtype:
+            normalise_rows_backward(dP, P, S, visible, out=dA[part])
+        else:  # float16 is computed in float32
+            dA[part] = within_dtype(normalise_rows_backward(dP, P, S, visible), A.dtype)
 
     in_pieces(work, stack, whole=steps > 1 or damping > 0)
     return dA.reshape(A.shape), sum_to_shape(dlams.reshape(*A.shape[:-2], 1, 1), np.shape(lam))
@@ -134,7 +137,7 @@ def upstream_gradient(dB, P):
         raise TypeError(f"dB: expected a floating-point array, got {dB.dtype} of shape {dB.shape}")
     if dB.shape != P.shape:
         raise ValueError(f"dB: expected the shape of A, {P.shape}, got {dB.shape}")
-    if dB.size and not abs(dB).max() < np.inf:
+    if dB.size and not (dB.max() < np.inf and dB.min() > -np.inf):  # a NaN fails both
         raise ValueError(f"dB: expected finite values, shape {dB.shape}")
     return dB.astype(np.promote_types(P.dtype, np.float32), copy=False)
 

@@ -52,12 +52,14 @@ def normalise_rows(A, visible=None):
     return A / xp.where(S > 0, S, 1), S
 
 
-def normalise_rows_backward(dP, P, S, visible=None):
-    """Gradient of `normalise_rows`: dA (..., L, L). A row without mass has none."""
+def normalise_rows_backward(dP, P, S, visible=None, out=None):
+    """Gradient of `normalise_rows`: dA (..., L, L), written to `out` if given. A row without mass has none."""
     xp = array_namespace(dP)
-    dA = dP - row_dot(dP, P)
+    dA = xp.subtract(dP, row_dot(dP, P), out=out)
     if visible is not None:
         dA *= visible
+    if S.size and abs(S - 1).max() <= 4 * np.finfo(dA.dtype).eps:  # P is A, as in `normalise_rows`
+        return dA
     # Beside a small S (of a row whose mass the causal mask hides) the quotient can pass the dtype's largest number.
     with np.errstate(over="ignore"):
         dA /= xp.where(S > 0, S, np.inf)
@@ -127,8 +129,12 @@ def beliefs_backward(dB, B, causal=False, include_self=False):
     # l_jk = log P_jk + sum of log t_ik over the i that j hears: log t_ik collects from the j that hear i
     if causal:
         dlog_t = _down_the_rows(xp.add, dl[..., ::-1, :])[..., ::-1, :]  # j >= i
-    else:
-        dlog_t = xp.sum(dl, axis=-2, keepdims=True)  # every j
+    else:  # every j
+        several = _rows_at_once(dl)
+        dlog_t = xp.sum(several, axis=-2).reshape(*dl.shape[:-2], -1, dl.shape[-1]).sum(axis=-2, keepdims=True)
+        if not include_self:
+            across = xp.tile(dlog_t, several.shape[-1] // dl.shape[-1])
+            return centred, xp.subtract(across, several, out=several).reshape(dl.shape)
     return centred, (dlog_t + xp.zeros_like(dl) if include_self else dlog_t - dl)
 
 
