@@ -3,10 +3,9 @@
 Times are of the device, between two of its events, with what is compared taking turns.
 """
 
-import statistics
-
 import numpy as np
 
+from .bench import summary
 from .bp.refinement import refine_rows
 from .files import write_json
 from .nn import Bert, preset
@@ -63,11 +62,6 @@ def take_turns(functions, repeats, xp, torch=None):
             if turn >= 3:
                 times[name].append(taken)
     return times
-
-
-def summary(times):
-    low, median, high = statistics.quantiles(times, n=4)
-    return {"median": median, "quartiles": [low, high]}
 
 
 def _refinement(shape, xp, torch):

@@ -17,20 +17,14 @@ WARPS = 8  # rows that one block works on
 _HELPERS = r"""
 typedef unsigned char mask_t;
 #define FULL 0xffffffffu
-__device__ __forceinline__ REAL warp_sum(REAL x) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T x) {
     for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(FULL, x, o);
     return x;
 }
-__device__ __forceinline__ REAL warp_max(REAL x) {
+template <typename T>
+__device__ __forceinline__ T warp_max(T x) {
     for (int o = 16; o; o >>= 1) x = max(x, __shfl_xor_sync(FULL, x, o));
-    return x;
-}
-__device__ __forceinline__ double warp_sum_double(double x) {
-    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(FULL, x, o);
-    return x;
-}
-__device__ __forceinline__ double warp_max_double(double x) {
-    for (int o = 16; o; o >>= 1) x = fmax(x, __shfl_xor_sync(FULL, x, o));
     return x;
 }
 // t = 1 - (1 - decay) P with decay = e^-lam, written so that a small decay does not drown beside the 1
@@ -110,7 +104,7 @@ extern "C" __global__ void weights(const double* C, REAL* w, int L) {
     w += (long long)blockIdx.x * L;
     double top = NEVER;
     for (int k = threadIdx.x; k < L; k += 256) top = fmax(top, C[k]);
-    top = warp_max_double(top);
+    top = warp_max(top);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = top;
     __syncthreads();
     for (int n = 0; n < 8; n++) top = fmax(top, part[n]);
@@ -138,7 +132,7 @@ __device__ void belief_row(const REAL* P, const double* C, const REAL* w, REAL* 
             REAL p = P[k];
             if (p > 0) top = fmax(top, C[k] + (double)log(include_self ? p : p / message(p, decay)));
         }
-        top = warp_max_double(top);
+        top = warp_max(top);
         total = 0;
         for (int n = 0; n < ITEMS; n++) {
             int k = lane + 32 * n;
@@ -203,7 +197,7 @@ refine_small(const REAL* __restrict__ P, const REAL* decays, REAL* __restrict__ 
     double top = NEVER;
     REAL w[ITEMS];
     for (int n = 0; n < ITEMS; n++) top = fmax(top, C[lane + 32 * n]);
-    top = warp_max_double(top);
+    top = warp_max(top);
     for (int n = 0; n < ITEMS; n++) w[n] = lane + 32 * n < L ? exp((REAL)(C[lane + 32 * n] - top)) : 0;
     #pragma unroll
     for (int m = 0; m < ROWS; m++) {
@@ -224,7 +218,7 @@ refine_small(const REAL* __restrict__ P, const REAL* decays, REAL* __restrict__ 
                            + (double)log(include_self ? p[m][n] : p[m][n] / message(p[m][n], decay));
                 highest = fmax(highest, l[n]);
             }
-            highest = warp_max_double(highest);
+            highest = warp_max(highest);
             total = 0;
             for (int n = 0; n < ITEMS; n++) {
                 v[n] = l[n] > NEVER ? exp((REAL)(l[n] - highest)) : 0;
@@ -266,7 +260,7 @@ extern "C" __global__ void refine_matrix(const REAL* P, const REAL* decays, REAL
     __syncthreads();
     double top = NEVER;
     for (int m = threadIdx.x % 32; m < L; m += 32) top = fmax(top, C[m]);
-    top = warp_max_double(top);
+    top = warp_max(top);
     if (threadIdx.x < L) w[threadIdx.x] = exp((REAL)(C[threadIdx.x] - top));
     __syncthreads();
     for (int j = threadIdx.x / 32; j < L; j += blockDim.x / 32)
@@ -347,7 +341,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
         total += x[m];
     }
     total = warp_sum(total);
-    taxes = warp_sum_double(taxes);
+    taxes = warp_sum(taxes);
     for (int m = 0; m < ITEMS; m++) {
         int k = lane + 32 * m;
         if (k < L) ds[row * L + k] = x[m] - p[m] * total;
@@ -520,9 +514,8 @@ def _in_order(*arrays):
 @functools.cache
 def _module(dtype, items):
     """The kernels for one dtype and for rows of at most 32 * items numbers, which a warp keeps in registers."""
-    real = {"f": "float", "d": "double"}[
-        dtype
-    ]  # NumPy's letters: to ask for a dtype's name takes longer than to launch
+    # NumPy's letters for dtypes: to ask for a name takes longer than to launch a kernel
+    real = {"f": "float", "d": "double"}[dtype]
     quotient = "__fdividef(a, b)" if real == "float" else "((a) / (b))"  # within 2 roundings
     defines = {"REAL": real, "ITEMS": items, "WARPS": WARPS, "DIVIDE(a, b)": quotient}
     head = "".join(f"#define {name} {value}\n" for name, value in defines.items())

@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .files import write_whole
+from .metrics import idempotent_gtd
 
 STYLES = {
     "original": {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -20,7 +21,9 @@ def attention_figure(results, maps, path):
     figure = Figure(figsize=(12, 7.2), layout="constrained", dpi=120)
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.05])
     for axes, (measure, label) in zip(above.subplots(1, 3), MEASURES.items(), strict=True):
-        reference, name = (0.8561, "identity = uniform = collapse") if measure == "gtd" else (uniform, "uniform")
+        reference, name = (
+            (idempotent_gtd(), "identity = uniform = collapse") if measure == "gtd" else (uniform, "uniform")
+        )
         axes.axhline(reference, color="grey", linewidth=0.8, label=name)
         lines = [
             axes.plot(range(1, len(row[measure]) + 1), row[measure], label=variant, markersize=5, **STYLES[variant])[0]

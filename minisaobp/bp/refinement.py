@@ -47,7 +47,7 @@ def normalise_rows(A, visible=None):
     if visible is not None:
         A = A * visible
     S = row_sum(A)
-    if not S.size or abs(S - 1).max() <= 4 * np.finfo(A.dtype).eps:
+    if _sum_to_one(S):
         return A, S
     return A / xp.where(S > 0, S, 1), S
 
@@ -58,13 +58,17 @@ def normalise_rows_backward(dP, P, S, visible=None, out=None):
     dA = xp.subtract(dP, row_dot(dP, P), out=out)
     if visible is not None:
         dA *= visible
-    if S.size and abs(S - 1).max() <= 4 * np.finfo(dA.dtype).eps:  # P is A, as in `normalise_rows`
+    if _sum_to_one(S):  # P is A
         return dA
     # Beside a small S (of a row whose mass the causal mask hides) the quotient can pass the dtype's largest number.
     with np.errstate(over="ignore"):
         dA /= xp.where(S > 0, S, np.inf)
     largest = np.finfo(dA.dtype).max
     return xp.clip(dA, -largest, largest, out=dA)
+
+
+def _sum_to_one(S):
+    return not S.size or abs(S - 1).max() <= 4 * np.finfo(S.dtype).eps
 
 
 def potts_messages(P, lam):

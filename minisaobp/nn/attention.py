@@ -40,7 +40,6 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
     """Attention, refined, from scores (B, H, L, L), which may be written to; arguments as of `attention`."""
     xp = array_namespace(scores)
     refined = variant != "original"
-    visible = visible_entries(scores, causal, valid[:, None] if valid is not None and refined else None)
     if xp is not np:
         P = cuda.softmax_rows(scores, valid, causal, refined)
     else:
@@ -57,6 +56,9 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
     if xp is not np and variant != "elemmul":
         B = cuda.refine_rows(P, -lam if variant == "low" else lam, causal, False)
         return B, RefinedSoftmaxCache(P, RefinementCache(variant, lam, causal, False, P, B, None, None, None))
+    visible = None  # only BP-ElemMul gives weight back to what the softmax has masked
+    if variant == "elemmul":
+        visible = visible_entries(scores, causal, None if valid is None else valid[:, None])
     A, cache = refine_rows(P, lam, variant, causal=causal, visible=visible)
     return A, RefinedSoftmaxCache(P, cache)
 
@@ -73,8 +75,7 @@ def refined_softmax_backward(dA, cache):
         return ds, sum_to_shape(sign * dlam, shape) if shape else sign * dlam.sum()
     if refinement is not None:
         dA, dlam = refine_rows_backward(dA, refinement)
-    ds = cuda.softmax_backward(dA, cache.P) if gpu else softmax_backward(dA, SoftmaxCache(cache.P))
-    return ds, dlam
+    return softmax_backward(dA, SoftmaxCache(cache.P)), dlam
 
 
 def product(a, b, transpose_a=False, transpose_b=False):

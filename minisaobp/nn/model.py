@@ -86,7 +86,7 @@ class Model:
         """What the head says: (B, L, V) scores of the vocabulary; (B, C) of classes or choices, or numbers of a
         regression; (B, 2, L) of every token to start or end the answer; (B, D) the pooler's output without a head."""
         hidden, _, _ = self._body(*self._inputs(ids, attention_mask, token_type_ids))
-        scores, _ = self._scores(hidden, ids)
+        scores, _ = self._scores(hidden, ids, self._rows(ids, None))
         return scores.reshape(*ids.shape, -1) if self.config.head == "lm" else scores
 
     def scored(self, ids, labels, attention_mask=None, token_type_ids=None):
@@ -97,7 +97,7 @@ class Model:
         inputs = self._inputs(ids, attention_mask, token_type_ids)
         labels = self._labels(ids, labels)
         hidden, _, _ = self._body(*inputs)
-        scores, _ = self._scores(hidden, ids, labels)
+        scores, _ = self._scores(hidden, ids, self._rows(ids, labels))
         return scores.reshape(-1, scores.shape[-1]), self._xp.asarray(self.head.targets(labels))
 
     def hidden_states(self, ids, attention_mask=None, token_type_ids=None):
@@ -121,22 +121,23 @@ class Model:
         inputs = self._inputs(ids, attention_mask, token_type_ids)
         labels = self._labels(ids, labels)
         hidden, _, cache = self._body(*inputs, rng)
-        scores, head_cache = self._scores(hidden, ids, labels, rng)
+        rows = self._rows(ids, labels)
+        scores, head_cache = self._scores(hidden, ids, rows, rng)
         targets = xp.asarray(self.head.targets(labels))
         loss, loss_cache = self.head.loss(scores.reshape(-1, scores.shape[-1]), targets)
 
         g = self.parameters.like(xp.zeros_like(self.parameters.flat))
         dscores = self.head.loss_backward(1.0, loss_cache).reshape(scores.shape)
         dhidden = xp.zeros_like(hidden)
-        dhidden.reshape(-1, D)[self._rows(ids, labels)] = self.head.backward(dscores, head_cache, g)
+        dhidden.reshape(-1, D)[rows] = self.head.backward(dscores, head_cache, g)
         self._backward(dhidden, cache, g)
         return loss, g
 
-    def _scores(self, hidden, ids, labels=None, rng=None):
-        rows = hidden.reshape(-1, hidden.shape[-1])[self._rows(ids, labels)]
-        return self.head.forward(rows, self.parameters, self.config, ids, rng)
+    def _scores(self, hidden, ids, rows, rng=None):
+        return self.head.forward(hidden.reshape(-1, hidden.shape[-1])[rows], self.parameters, self.config, ids, rng)
 
     def _rows(self, ids, labels):
+        """Which rows of the hidden states (sequences L, D) the head reads."""
         rows = self.head.positions(to_host(ids), labels)
         return rows if isinstance(rows, slice) else self._xp.asarray(rows)
 

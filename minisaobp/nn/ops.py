@@ -198,6 +198,8 @@ def softmax(s):
 
 def softmax_backward(dP, cache):
     P = cache.P
+    if array_namespace(P) is not np:
+        return cuda.softmax_backward(dP, P)
     # dP_k/ds_l = P_k (delta_kl - P_l)
     ds = dP - row_dot(dP, P)
     ds *= P
