@@ -1,14 +1,17 @@
-"""The GPU's benchmark: refinement against a copy, and whole training steps, beside PyTorch on the same device.
+"""The GPU's benchmark: refinement against a copy, each kernel against the bytes it must move, and whole training steps,
+beside PyTorch on the same device.
 
 Times are of the device, between two of its events, with what is compared taking turns.
 """
 
 import numpy as np
 
+from . import cuda
 from .bench import summary
 from .bp.refinement import refine_rows
 from .files import write_json
-from .nn import Bert, preset
+from .nn import Bert, ops, preset
+from .nn.attention import refined_softmax, refined_softmax_backward
 from .results import environment
 from .training.adamw import AdamW, clip_to_norm
 
@@ -34,6 +37,7 @@ def bench_gpu(out, xp):
     results["driver"] = xp.cuda.runtime.driverGetVersion()
     for shape in SHAPES:
         results["refinement"]["x".join(map(str, shape))] = _refinement(shape, xp, torch)
+    results["kernels"] = _kernels(xp)
     for name, batch, length in STEPS:
         results["steps"][f"{name} {batch}x{length}"] = _training(name, batch, length, xp, torch, transformers)
     write_json(out, results)
@@ -90,6 +94,65 @@ def _refinement(shape, xp, torch):
         rate = 2 * A.nbytes / row["median"] / 1e9
         spread = f"({low:.4f} to {high:.4f})"
         print(f"{name:>20}  {row['median']:8.4f}  {spread}  {row['of_copy']:6.2f} copies  {rate:6.2f} TB/s")
+    return rows
+
+
+def _kernels(xp):
+    """Every kernel at the sizes of a BERT-Medium step of 32 x 512 tokens, beside a copy of as many bytes."""
+    rng = xp.random.default_rng(0)
+
+    def drawn(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    B, H, L, D, F, asked = 32, 8, 512, 512, 2048, 2458
+    scores, dB = drawn(B, H, L, L), drawn(B, H, L, L)
+    x, gamma, beta, wide, bias = drawn(B * L, D), drawn(D), drawn(D), drawn(B * L, F), drawn(F)
+    logits, labels, ids = (
+        drawn(asked, VOCABULARY),
+        rng.integers(0, VOCABULARY, asked),
+        rng.integers(0, VOCABULARY, B * L),
+    )
+    weights, gradient = drawn(41_404_730), drawn(41_404_730)
+    optimiser = AdamW(xp.zeros_like(weights), xp.zeros_like(weights), decayed=weights.size)
+    _, norm = ops.layer_norm(x, gamma, beta, 1e-12)
+    _, gelu = ops.gelu(wide)
+    caches = {
+        causal: {variant: refined_softmax(scores, LAM, variant, causal=causal)[1] for variant in ("original", "high")}
+        for causal in (False, True)
+    }
+    table, S = xp.empty((VOCABULARY, D), np.float32), scores.nbytes
+    calls = {
+        "softmax": (2 * S, lambda: refined_softmax(scores, LAM, "original")),
+        "softmax, gradient": (3 * S, lambda: refined_softmax_backward(dB, caches[False]["original"])),
+        "softmax + refinement": (3 * S, lambda: refined_softmax(scores, LAM, "high")),
+        "its gradient": (4 * S, lambda: refined_softmax_backward(dB, caches[False]["high"])),
+        "causal softmax + refinement": (3 * S, lambda: refined_softmax(scores, LAM, "high", causal=True)),
+        "its gradient, causal": (4 * S, lambda: refined_softmax_backward(dB, caches[True]["high"])),
+        "LayerNorm": (3 * x.nbytes, lambda: ops.layer_norm(x, gamma, beta, 1e-12)),
+        "LayerNorm, gradient": (3 * x.nbytes, lambda: ops.layer_norm_backward(x, norm)),
+        "bias + GELU": (3 * wide.nbytes, lambda: cuda.bias_gelu(wide, bias, False)),
+        "GELU, gradient": (3 * wide.nbytes, lambda: ops.gelu_backward(wide, gelu)),
+        "cross-entropy": (2 * logits.nbytes, lambda: ops.cross_entropy(logits, labels)),
+        "embedding, gradient": (
+            x.nbytes + 2 * table.nbytes,
+            lambda: ops.embedding_backward(x, (ids, table.shape)),
+        ),
+        "AdamW": (7 * weights.nbytes, lambda: optimiser.update(weights, gradient, 1e-4)),
+        "sum of rows": (wide.nbytes, lambda: cuda.sum_of_rows(wide)),
+    }
+    copied = xp.empty_like(scores)
+    functions = {"copy": lambda: xp.copyto(copied, scores)} | {name: call for name, (_, call) in calls.items()}
+    times = take_turns({name: _repeated(function) for name, function in functions.items()}, 10, xp)
+    rows = {name: summary([t / CALLS for t in values]) for name, values in times.items()}
+    rate = 2 * S / rows["copy"]["median"]  # bytes per millisecond
+    print("\nKernels at the sizes of BERT-Medium, 32 x 512: milliseconds; the floor is its bytes at the rate of a copy")
+    for name, (size, _) in calls.items():
+        row = rows[name]
+        row["bytes"], row["floor"] = size, size / rate
+        row["share"] = row["floor"] / row["median"]
+        print(
+            f"{name:>28}  {row['median']:7.4f}  floor {row['floor']:7.4f} ({size / 1e6:6.0f} MB)  {row['share']:4.0%}"
+        )
     return rows
 
 

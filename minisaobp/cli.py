@@ -37,7 +37,9 @@ def main(arguments=None):
         print(f"{prefix}: interrupted", file=sys.stderr)
         return 130
     except MemoryError as error:
-        return parser.exit(2, f"{prefix}: error: not enough memory for these sizes ({error})\n")
+        sizes = [f"--{name} {getattr(args, name)}" for name in ("batch", "length") if getattr(args, name, None)]
+        lower = f": lower {' or '.join(sizes)}" if sizes else ""
+        return parser.exit(2, f"{prefix}: error: not enough memory for these sizes{lower} ({error})\n")
     except BrokenPipeError:  # nobody reads on: not an error of this program, and nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

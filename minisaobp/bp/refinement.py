@@ -239,7 +239,7 @@ def refine_rows_backward(dB, cache):
         dM = (dB - row_dot(dB, B)) / cache.ratio
         if cache.visible is not None:
             dM *= cache.visible
-        return (dM + xp.swapaxes(dM, -1, -2)) @ P, sum_to_shape(xp.zeros_like(dM), np.shape(cache.lam))
+        return (dM + xp.swapaxes(dM, -1, -2)) @ P, xp.zeros(np.shape(cache.lam)) if np.ndim(cache.lam) else 0.0
     sign = -1 if cache.variant == "low" else 1
     centred, dlog_t = beliefs_backward(dB, B, cache.causal, cache.include_self)
     dlog_t /= t

@@ -59,7 +59,7 @@ def run(args, fail):
         )
         for name in args.variants
     }
-    options.check_memory(next(iter(configs.values())), args.batch, args.length, fail)
+    options.check_memory(next(iter(configs.values())), args.batch, args.length, xp, fail)
     out = options.writable_folder(args.out, ("results.json", "attention.png"), fail)
     print(
         f"{text.source}: {len(text.training.ids)} training and {len(text.held_out.ids)} held-out sequences of "

@@ -106,7 +106,7 @@ def run(args, fail):
     except ValueError as error:
         fail(f"argument {'--corpus' if resume is None else '--resume, the text of the run'}: {error}")
     config, model_class = _model(asked, text.vocabulary, fail)
-    options.check_memory(config, asked["batch"], asked["length"], fail)
+    options.check_memory(config, asked["batch"], asked["length"], xp, fail)
     if about is not None and about["text"] != text.fingerprint:
         fail(f"argument --resume: the text is not that of the run in {asked['out']!r}; expected the same files")
     out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl"), fail)

@@ -40,6 +40,9 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
     """Attention, refined, from scores (B, H, L, L), which may be written to; arguments as of `attention`."""
     xp = array_namespace(scores)
     refined = variant != "original"
+    if xp is not np and variant in ("high", "low"):
+        P, B = cuda.refined_softmax(scores, valid, -lam if variant == "low" else lam, causal)
+        return B, RefinedSoftmaxCache(P, RefinementCache(variant, lam, causal, False, P, B, None, None, None))
     if xp is not np:
         P = cuda.softmax_rows(scores, valid, causal, refined)
     else:
@@ -53,9 +56,6 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
         P, _ = softmax(scores)
     if not refined:
         return P, RefinedSoftmaxCache(P, None)
-    if xp is not np and variant != "elemmul":
-        B = cuda.refine_rows(P, -lam if variant == "low" else lam, causal, False)
-        return B, RefinedSoftmaxCache(P, RefinementCache(variant, lam, causal, False, P, B, None, None, None))
     visible = None  # only BP-ElemMul gives weight back to what the softmax has masked
     if variant == "elemmul":
         visible = visible_entries(scores, causal, None if valid is None else valid[:, None])
@@ -64,17 +64,17 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
 
 
 def refined_softmax_backward(dA, cache):
-    """dA (B, H, L, L) -> dscores, and dlam in the shape of lam, None for "original"."""
+    """dA (B, H, L, L) -> dscores, and dlam in the shape of lam; None for "original" and for a fixed number."""
     refinement, dlam, gpu = cache.refinement, None, array_namespace(dA) is not np
     if refinement is not None and gpu and refinement.variant != "elemmul":
         sign = -1 if refinement.variant == "low" else 1
         ds, dlam = cuda.refined_softmax_backward(
             dA, refinement.B, cache.P, sign * refinement.lam, refinement.causal, refinement.include_self
         )
-        shape = np.shape(refinement.lam)  # of a number no float is made: that would wait for the GPU
-        return ds, sum_to_shape(sign * dlam, shape) if shape else sign * dlam.sum()
+        return ds, None if dlam is None else sum_to_shape(sign * dlam, refinement.lam.shape)
     if refinement is not None:
         dA, dlam = refine_rows_backward(dA, refinement)
+        dlam = dlam if np.ndim(refinement.lam) else None
     return softmax_backward(dA, SoftmaxCache(cache.P)), dlam
 
 
@@ -112,7 +112,7 @@ def attention(qkv, lam, variant, valid=None, causal=False, rate=0.0, rng=None):
 
 
 def attention_backward(dmixed, cache):
-    """dmixed (B, L, H, E) -> dqkv (B, L, 3, H, E), dlam in the shape of lam (None for "original")."""
+    """dmixed (B, L, H, E) -> dqkv (B, L, 3, H, E), dlam as of `refined_softmax_backward`."""
     q, k, v, A = cache.q, cache.k, cache.v, cache.A
     xp = array_namespace(dmixed)
     dmixed = dmixed.transpose(0, 2, 1, 3)

@@ -42,7 +42,6 @@ class BlockCache(NamedTuple):
     dropout1: Any
     norm2: Any
     feed1: Any
-    gelu: Any
     feed2: Any
     dropout2: Any
 
@@ -61,8 +60,7 @@ def block(x, w, config, attend, rng=None):
     x1, dropout1_cache = ops.dropout(x1, rate, rng)
     x1 += x
     h, norm2_cache = ops.layer_norm(x1, w["ln_2.weight"], w["ln_2.bias"], eps)
-    wide, feed1_cache = ops.linear(h, w["mlp.c_fc.weight"].T, w["mlp.c_fc.bias"])  # [B, L, F]
-    wide, gelu_cache = ops.gelu_tanh(wide)
+    wide, feed1_cache = ops.linear_gelu(h, w["mlp.c_fc.weight"].T, w["mlp.c_fc.bias"], tanh=True)  # [B, L, F]
     y, feed2_cache = ops.linear(wide, w["mlp.c_proj.weight"].T, w["mlp.c_proj.bias"])  # [B, L, D]
     y, dropout2_cache = ops.dropout(y, rate, rng)
     y += x1
@@ -74,7 +72,6 @@ def block(x, w, config, attend, rng=None):
         dropout1_cache,
         norm2_cache,
         feed1_cache,
-        gelu_cache,
         feed2_cache,
         dropout2_cache,
     )
@@ -88,7 +85,7 @@ def block_backward(dy, cache, g):
     dfed = ops.dropout_backward(dy, cache.dropout2)
     dwide, dW, g["mlp.c_proj.bias"][...] = ops.linear_backward(dfed, cache.feed2)
     g["mlp.c_proj.weight"][...] = dW.T
-    dh, dW, g["mlp.c_fc.bias"][...] = ops.linear_backward(ops.gelu_tanh_backward(dwide, cache.gelu), cache.feed1)
+    dh, dW, g["mlp.c_fc.bias"][...] = ops.linear_gelu_backward(dwide, cache.feed1)
     g["mlp.c_fc.weight"][...] = dW.T
     dx1, g["ln_2.weight"][...], g["ln_2.bias"][...] = ops.layer_norm_backward(dh, cache.norm2)
     dx1 += dy  # x1 goes into the feed-forward part and past it

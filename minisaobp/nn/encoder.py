@@ -90,7 +90,6 @@ class BlockCache(NamedTuple):
     dropout1: Any
     norm1: Any
     feed1: Any
-    gelu: Any
     feed2: Any
     dropout2: Any
     norm2: Any
@@ -115,8 +114,7 @@ def block(x, w, qkv_weight, qkv_bias, lam, variant, config, valid=None, rng=None
     h, norm1_cache = ops.layer_norm(
         projected, w["attention.output.LayerNorm.weight"], w["attention.output.LayerNorm.bias"], eps
     )
-    wide, feed1_cache = ops.linear(h, w["intermediate.dense.weight"], w["intermediate.dense.bias"])  # [B, L, F]
-    wide, gelu_cache = ops.gelu(wide)
+    wide, feed1_cache = ops.linear_gelu(h, w["intermediate.dense.weight"], w["intermediate.dense.bias"])  # [B, L, F]
     fed, feed2_cache = ops.linear(wide, w["output.dense.weight"], w["output.dense.bias"])  # [B, L, D]
     fed, dropout2_cache = ops.dropout(fed, rate, rng)
     fed += h
@@ -128,7 +126,6 @@ def block(x, w, qkv_weight, qkv_bias, lam, variant, config, valid=None, rng=None
         dropout1_cache,
         norm1_cache,
         feed1_cache,
-        gelu_cache,
         feed2_cache,
         dropout2_cache,
         norm2_cache,
@@ -145,8 +142,9 @@ def block_backward(dy, cache, g, dqkv_weight, dqkv_bias):
     dwide, g["output.dense.weight"][...], g["output.dense.bias"][...] = ops.linear_backward(
         ops.dropout_backward(dfed, cache.dropout2), cache.feed2
     )
-    dwide = ops.gelu_backward(dwide, cache.gelu)
-    dh, g["intermediate.dense.weight"][...], g["intermediate.dense.bias"][...] = ops.linear_backward(dwide, cache.feed1)
+    dh, g["intermediate.dense.weight"][...], g["intermediate.dense.bias"][...] = ops.linear_gelu_backward(
+        dwide, cache.feed1
+    )
     dh += dfed  # h goes into W1 and past it
     # h = LayerNorm(x + projected)
     dprojected, g["attention.output.LayerNorm.weight"][...], g["attention.output.LayerNorm.bias"][...] = (

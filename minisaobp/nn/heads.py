@@ -99,22 +99,20 @@ class MaskedLM(LanguageModelHead):
 
     def forward(self, x, w, config, ids, rng=None):
         w, table = w.under("cls.predictions."), w["bert.embeddings.word_embeddings.weight"]
-        t, dense_cache = ops.linear(x, w["transform.dense.weight"], w["transform.dense.bias"])
-        t, gelu_cache = ops.gelu(t)
+        t, dense_cache = ops.linear_gelu(x, w["transform.dense.weight"], w["transform.dense.bias"])
         gamma, beta = w["transform.LayerNorm.weight"], w["transform.LayerNorm.bias"]
         t, norm_cache = ops.layer_norm(t, gamma, beta, config.layer_norm_eps)
         scores, table_cache = ops.linear(t, table, w["bias"])  # [N, D] @ [D, V] -> [N, V]
-        return scores, (dense_cache, gelu_cache, norm_cache, table_cache)
+        return scores, (dense_cache, norm_cache, table_cache)
 
     def backward(self, dscores, cache, g):
-        dense_cache, gelu_cache, norm_cache, table_cache = cache
+        dense_cache, norm_cache, table_cache = cache
         table, g = g["bert.embeddings.word_embeddings.weight"], g.under("cls.predictions.")
         dt, table[...], g["bias"][...] = ops.linear_backward(dscores, table_cache)
         dt, g["transform.LayerNorm.weight"][...], g["transform.LayerNorm.bias"][...] = ops.layer_norm_backward(
             dt, norm_cache
         )
-        dt = ops.gelu_backward(dt, gelu_cache)
-        dx, g["transform.dense.weight"][...], g["transform.dense.bias"][...] = ops.linear_backward(dt, dense_cache)
+        dx, g["transform.dense.weight"][...], g["transform.dense.bias"][...] = ops.linear_gelu_backward(dt, dense_cache)
         return dx
 
 

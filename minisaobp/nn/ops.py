@@ -80,7 +80,7 @@ def layer_norm_backward(dy, cache):
     return dx, dgamma, dbeta
 
 
-# ---- exact GELU -----------------------------------------------------------------------------------------------------
+# ---- GELU -----------------------------------------------------------------------------------------------------
 
 
 def _mills_ratio(x):
@@ -113,33 +113,36 @@ class GeluCache(NamedTuple):
     slope: Any  # (..., ) dy/dx
 
 
-def gelu(x):
-    """Exact GELU, y = x Phi(x) with Phi the standard normal distribution function; any shape, float32 or float64."""
-    xp = array_namespace(x)
-    if xp is not np:
-        y, slope = cuda.gelu(x)
-        return y, GeluCache(slope)
+def gelu(x, tanh=False):
+    """Exact GELU, y = x Phi(x) with Phi the standard normal distribution function; any shape, float32 or float64.
+
+    tanh: GPT-2's instead, y = x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
+    """
+    if array_namespace(x) is not np:
+        return _bias_gelu(x, x.dtype.type(0), tanh)
+    if tanh:
+        return _gelu_tanh(x)
     flat = x.reshape(-1)
-    y, slope = xp.empty_like(flat), xp.empty_like(flat)
+    y, slope = np.empty_like(flat), np.empty_like(flat)
     p, (leading, *others) = _TAIL[x.dtype.name]
     for a in range(0, flat.size, _BLOCK):
         v, cdf, density = flat[a : a + _BLOCK], y[a : a + _BLOCK], slope[a : a + _BLOCK]
-        u = xp.abs(v)
+        u = np.abs(v)
         u *= p
         u += 1
-        xp.divide(2, u, out=u)
+        np.divide(2, u, out=u)
         u -= 1
-        xp.multiply(u, leading, out=cdf)
+        np.multiply(u, leading, out=cdf)
         cdf += others[0]
         for coefficient in others[1:]:
             cdf *= u
             cdf += coefficient
-        xp.multiply(v, v, out=density)
+        np.multiply(v, v, out=density)
         density *= -0.5
-        xp.exp(density, out=density)
+        np.exp(density, out=density)
         cdf *= density  # 1 - Phi(|x|)
-        xp.subtract(0.5, cdf, out=cdf)
-        xp.copysign(cdf, v, out=cdf)
+        np.subtract(0.5, cdf, out=cdf)
+        np.copysign(cdf, v, out=cdf)
         cdf += 0.5  # Phi(x)
         density *= v
         density *= 1 / math.sqrt(2 * math.pi)
@@ -148,34 +151,53 @@ def gelu(x):
     return y.reshape(x.shape), GeluCache(slope.reshape(x.shape))
 
 
+def _gelu_tanh(x):
+    square = x * x
+    tanh = square * 0.044715
+    tanh += 1
+    tanh *= x
+    tanh *= math.sqrt(2 / math.pi)
+    np.tanh(tanh, out=tanh)
+    # dy/dx = (1 + tanh + x (1 - tanh^2) du/dx) / 2
+    slope = square
+    slope *= 3 * 0.044715
+    slope += 1
+    slope *= math.sqrt(2 / math.pi)
+    slope *= x
+    slope *= 1 - tanh * tanh
+    slope += tanh
+    slope += 1
+    slope *= 0.5
+    tanh += 1
+    tanh *= x
+    tanh *= 0.5
+    return tanh, GeluCache(slope)
+
+
 def gelu_backward(dy, cache):
     return dy * cache.slope
 
 
-class GeluTanhCache(NamedTuple):
-    x: Any  # (...)
-    tanh: Any  # (...)
+def linear_gelu(x, W, b, tanh=False):
+    """`linear`, then `gelu`. On a GPU the bias is added on the way to the GELU."""
+    if array_namespace(x) is np:
+        y, linear_cache = linear(x, W, b)
+        y, gelu_cache = gelu(y, tanh)
+    else:
+        y = (x.reshape(-1, x.shape[-1]) @ W.T).reshape(*x.shape[:-1], -1)
+        linear_cache = LinearCache(x, W)
+        y, gelu_cache = _bias_gelu(y, b, tanh)
+    return y, (linear_cache, gelu_cache)
 
 
-def gelu_tanh(x):
-    """GPT-2's GELU, y = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2; any shape."""
-    inner = x * x
-    inner *= 0.044715
-    inner += 1
-    inner *= x
-    inner *= math.sqrt(2 / math.pi)
-    tanh = array_namespace(x).tanh(inner, out=inner)
-    y = tanh + 1
-    y *= x
-    y *= 0.5
-    return y, GeluTanhCache(x, tanh)
+def linear_gelu_backward(dy, cache):
+    linear_cache, gelu_cache = cache
+    return linear_backward(gelu_backward(dy, gelu_cache), linear_cache)
 
 
-def gelu_tanh_backward(dy, cache):
-    x, tanh = cache
-    # y = x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)
-    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return dy * 0.5 * (1 + tanh + x * (1 - tanh * tanh) * du)
+def _bias_gelu(x, b, tanh):
+    y, slope = cuda.bias_gelu(x, b, tanh)
+    return y, GeluCache(slope)
 
 
 # ---- softmax --------------------------------------------------------------------------------------------------------

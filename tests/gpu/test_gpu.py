@@ -3,6 +3,10 @@
 python -m pytest tests/gpu
 """
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,7 +16,11 @@ from minisaobp.nn import Bert, Config, Gpt2, ops
 from minisaobp.nn.attention import attention, attention_backward
 from minisaobp.text.batches import Batch
 from minisaobp.training.adamw import AdamW, clip_to_norm
+from minisaobp.training.checkpoint import find_checkpoint
 from minisaobp.training.loop import Settings, evaluate, optimiser_for, train
+from minisaobp.training.run import lines_until, train_run
+
+ROOT = Path(__file__).parents[2]
 
 try:
     cupy = library("gpu")
@@ -61,8 +69,13 @@ def test_layer_norm(dtype, width):
 def test_gelu_cross_entropy_embedding_adamw(dtype):
     def gelu(x, dy):
         y, cache = ops.gelu(x)
-        z, tanh_cache = ops.gelu_tanh(x)
-        return y, ops.gelu_backward(dy, cache), z, ops.gelu_tanh_backward(dy, tanh_cache)
+        z, tanh_cache = ops.gelu(x, tanh=True)
+        return y, ops.gelu_backward(dy, cache), z, ops.gelu_backward(dy, tanh_cache)
+
+    def linear_gelu(x, W, b, dy):
+        y, cache = ops.linear_gelu(x, W, b)
+        z, tanh_cache = ops.linear_gelu(x, W, b, tanh=True)
+        return y, *ops.linear_gelu_backward(dy, cache), z, *ops.linear_gelu_backward(dy, tanh_cache)
 
     def cross_entropy(logits, labels):
         loss, cache = ops.cross_entropy(logits, labels)
@@ -81,6 +94,7 @@ def test_gelu_cross_entropy_embedding_adamw(dtype):
     ids = np.random.default_rng(0).integers(0, 9, (4, 33))
     cases = {
         gelu: [numbers(3, 700, dtype=dtype, seed=n) * 3 for n in (1, 2)],
+        linear_gelu: [numbers(*shape, dtype=dtype) for shape in ((5, 9, 20), (30, 20), (30,), (5, 9, 30))],
         cross_entropy: [numbers(7, 1003, dtype=dtype) * 4, np.random.default_rng(0).integers(0, 1003, 7)],
         embedding: [ids, numbers(9, 40, dtype=dtype), numbers(4, 33, 40, dtype=dtype)],
         adamw: [numbers(1000, dtype=dtype), numbers(1000, dtype=dtype, seed=1)],
@@ -97,7 +111,7 @@ def priors(*shape, dtype, sharpness=2.0, seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [1, 5, 37, 128, 200, 300, 600])
+@pytest.mark.parametrize("length", [1, 5, 37, 128, 129, 200, 256, 300, 512, 600])
 def test_refinement(dtype, causal, length):
     A = priors(2, 3, length, length, dtype=dtype)
     for lam in (0.2, -1.5, np.array([0.0, 0.3, 20.0]).reshape(3, 1, 1)):
@@ -109,9 +123,22 @@ def test_refinement(dtype, causal, length):
             same(ours, wanted, dtype, (lam, include_self))
 
 
+@pytest.fixture
+def no_clusters(monkeypatch):
+    """As on a GPU before compute capability 9.0."""
+    monkeypatch.setattr("minisaobp.cuda.attention.has_clusters", lambda device: False)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_hard_cases_of_the_refinement(dtype):
-    L = 512
+@pytest.mark.parametrize("causal", [False, True])
+def test_without_clusters(dtype, causal, no_clusters):
+    test_refinement(dtype, causal, 300)
+    test_attention(dtype, "high", causal, True, 300)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("L", [100, 200, 512, 700])
+def test_hard_cases_of_the_refinement(dtype, L):
     cases = {"one sink": np.eye(L)[[3] * L], "identical": np.tile(priors(1, L, dtype=float), (L, 1))}
     cases["uniform"] = np.full((L, L), 1 / L)
     cases["empty rows"] = np.where(np.arange(L)[:, None] % 3 == 0, 0, priors(L, L, dtype=float))
@@ -128,7 +155,7 @@ def test_hard_cases_of_the_refinement(dtype):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("length", [7, 128, 300])
+@pytest.mark.parametrize("length", [7, 128, 200, 300, 600])
 def test_attention(dtype, variant, causal, padded, length):
     qkv = numbers(2, length, 3, 4, 16, dtype=dtype)
     dmixed = numbers(2, length, 4, 16, dtype=dtype, seed=1)
@@ -202,6 +229,114 @@ def test_ten_steps_follow_the_cpu_and_repeat_to_the_last_bit(kind, variant):
         losses[-1].append(score.loss)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert losses[2] == losses[3] and losses[2] != losses[1]
+
+
+class Waiting:
+    """Keeps the GPU busy for a while, so that who waits for it is seen to."""
+
+    kernel = cupy.RawKernel(
+        """
+        extern "C" __global__ void spin(long long cycles) {
+            long long start = clock64();
+            while (clock64() - start < cycles) {}
+        }
+        """,
+        "spin",
+    )
+
+    def __init__(self):
+        self.kernel((1,), (1,), (np.int64(4_000_000_000),))  # about two seconds
+        self.event = cupy.cuda.Event(disable_timing=True)
+        self.event.record()
+
+    def over(self):
+        return self.event.done
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_waits_for_the_gpu_within_a_step(kind, variant):
+    learn = {"learn_lam": "head"} if variant == "high" else {}
+    model = model_of(kind, variant, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, **learn).on(cupy)
+    settings = Settings(steps=8, batch=8, peak_rate=1e-3, warmup=2)
+    steps = train(model, Copying(), settings, optimiser_for(model, settings))
+    for _ in range(3):
+        next(steps)  # kernels are compiled and memory is taken
+    spinning = Waiting()
+    loss, _ = next(steps)  # one: CUDA keeps about a thousand launches in mind, and then waits
+    assert not spinning.over()
+    assert np.isfinite(float(loss))
+    assert spinning.over()  # to look at a loss is to wait
+
+
+def run_of(xp, directory, stop=None, resume=False, **changes):
+    """A run of 10 steps that stops after `stop`; its lines."""
+
+    class Stopping(Copying):
+        def batch(self, number, size):
+            if number == stop:
+                raise KeyboardInterrupt
+            return super().batch(number, size)
+
+    settings = Settings(steps=10, batch=8, peak_rate=1e-3, warmup=2)
+    checkpoint = find_checkpoint(directory)[0] if resume else None
+    options = {"every": 5, "about": {}, "checkpoint": checkpoint} | changes
+    model = model_of("bert", "high", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).on(xp)
+    try:
+        train_run(model, Stopping(), [Copying().batch(99, 8)], settings, directory, **options)
+    except KeyboardInterrupt:
+        assert stop is not None
+    return [line["held_out_loss"] for line in lines_until(directory / "metrics.jsonl", 10)]
+
+
+@pytest.mark.parametrize("before,after", [(np, cupy), (cupy, np)])
+def test_a_checkpoint_moves_between_cpu_and_gpu(tmp_path, before, after):
+    for name in ("whole", "moved"):
+        (tmp_path / name).mkdir()
+    whole = run_of(np, tmp_path / "whole")
+    run_of(before, tmp_path / "moved", stop=7)
+    moved = run_of(after, tmp_path / "moved", resume=True)
+    assert len(moved) == len(whole) == 3
+    np.testing.assert_allclose(moved, whole, rtol=1e-4)
+
+
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all.\n\n" * 400
+
+
+def command(tmp_path, *arguments):
+    """(exit code, output) of a command line, in a process of its own."""
+    line = [sys.executable, "-m", "minisaobp", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_commands(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{n} {line}\n\n" for n, line in enumerate(TEXT.split("\n\n"))))
+    sizes = ["--width", 32, "--layers", 2, "--heads", 2, "--length", 32, "--batch", 4]
+    gpu, text = ["--device", "gpu"], ["--corpus", tmp_path / "text.txt"]
+    run = tmp_path / "run"
+    train = ["train", *text, *gpu, *sizes, "--vocabulary", 300, "--model", "decoder", "--variant", "high"]
+    for arguments in (
+        [*train, "--steps", 4, "--out", run],
+        ["evaluate", "--checkpoint", run, *gpu],
+        ["generate", "--checkpoint", run, "--prompt", "The quick", "--tokens", 5, *gpu],
+        ["diagnose", "--checkpoint", run, *gpu, "--graphs", 0, "--out", tmp_path / "report"],
+        ["compare", *text, *gpu, *sizes, "--steps", 2, "--out", tmp_path / "compare"],
+    ):
+        code, output = command(tmp_path, *arguments)
+        assert code == 0, (arguments, output)
+
+
+def test_out_of_memory_is_one_line_and_leaves_the_checkpoint(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{n} {line}\n\n" for n, line in enumerate(TEXT.split("\n\n"))))
+    code, output = command(
+        tmp_path, "train", "--corpus", tmp_path / "text.txt", "--device", "gpu", "--width", 1024, "--layers", 12,
+        "--heads", 16, "--length", 128, "--batch", 60_000, "--vocabulary", 300, "--steps", 4, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 2, output
+    line = output.strip().splitlines()[-1]
+    assert "not enough memory" in line and "60000" in line and "--batch" in line and "Traceback" not in output
+    assert find_checkpoint(tmp_path / "run")[1]["about"]["options"]["batch"] == 60_000
 
 
 def test_clipping():

@@ -1,0 +1,184 @@
+// Softmax and refinement of attention of any length: matrices are read again for each step. As in attention.cu.
+
+// C_k = sum over i of log t_ik, by products that are taken the logarithm of before they leave a float's range
+__device__ double column_evidence(const REAL* __restrict__ P, REAL decay, int L, int k, int first, int step) {
+    double C = 0;
+    REAL product = 1;
+    int i = first;
+    if (GENTLE)  // eight messages at a time stay within a float
+        for (; i + 7 * step < L; i += 8 * step) {
+            REAL t[8];
+            #pragma unroll
+            for (int m = 0; m < 8; m++) t[m] = message(P[(long long)(i + m * step) * L + k], decay);
+            product *= ((t[0] * t[1]) * (t[2] * t[3])) * ((t[4] * t[5]) * (t[6] * t[7]));
+            if (product < (REAL)1e-8 || product > (REAL)1e8) { C += log((double)product); product = 1; }
+        }
+    for (; i < L; i += step) {
+        product *= message(P[(long long)i * L + k], decay);
+        if (product < (REAL)1e-3 || product > (REAL)1e3) { C += log((double)product); product = 1; }
+    }
+    return C + log((double)product);
+}
+
+extern "C" __global__ void evidence(const REAL* __restrict__ P, const REAL* decays, double* C, int L) {
+    __shared__ double part[8][64];
+    long long n = blockIdx.y;
+    int k = blockIdx.x * 64 + threadIdx.x;
+    part[threadIdx.y][threadIdx.x] =
+        k < L ? column_evidence(P + n * L * L, decays[n], L, k, threadIdx.y, 8) : 0;
+    __syncthreads();
+    if (threadIdx.y == 0 && k < L) {
+        double total = 0;
+        for (int g = 0; g < 8; g++) total += part[g][threadIdx.x];
+        C[n * L + k] = total;
+    }
+}
+
+// w_k = exp(C_k - max C): a block for each matrix
+extern "C" __global__ void weights(const double* C, REAL* w, int L) {
+    __shared__ double part[8];
+    C += (long long)blockIdx.x * L;
+    w += (long long)blockIdx.x * L;
+    double top = NEVER;
+    for (int k = threadIdx.x; k < L; k += 256) top = fmax(top, C[k]);
+    top = warp_max(top);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = top;
+    __syncthreads();
+    for (int n = 0; n < 8; n++) top = fmax(top, part[n]);
+    for (int k = threadIdx.x; k < L; k += 256) w[k] = exp((REAL)(C[k] - top));
+}
+
+// B ~ P w / t row by row; where too little is left of it to trust, in logarithms
+extern "C" __global__ void beliefs(const REAL* __restrict__ P, const double* C, const REAL* __restrict__ w,
+                                   const REAL* decays, REAL* __restrict__ B, long long rows, int L, int include_self) {
+    long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32, matrix = row / L;
+    if (row >= rows) return;
+    REAL decay = decays[matrix], p[ITEMS], v[ITEMS], total = 0;
+    load_row(p, P + row * L, L, true, 0);
+    load_row(v, w + matrix * L, L, true, 0);
+    for (int n = 0; n < ITEMS; n++) {
+        v[n] = include_self ? p[n] * v[n] : DIVIDE(p[n] * v[n], message(p[n], decay));
+        total += v[n];
+    }
+    total = warp_sum(total);
+    if (!(total > faint(decay, false, 1))) {
+        beliefs_in_logs(P + row * L, C + matrix * L, B + row * L, decay, L, false, 0, include_self);
+        return;
+    }
+    scale_to_one(v, total);
+    store_row(v, B + row * L, L, true);
+}
+
+// causal: token j hears i < j, a running sum down each column; the log-beliefs, less the evidence of the token itself,
+// which keeps a float's digits where they matter
+extern "C" __global__ void causal_scan(const REAL* __restrict__ P, const REAL* decays, REAL* __restrict__ l,
+                                       long long columns, int L, int include_self) {
+    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= columns) return;
+    long long n = at / L;
+    int k = at % L;
+    REAL decay = decays[n], product = 1;
+    double C = 0;
+    #pragma unroll 8
+    for (int j = 0; j < L; j++) {
+        long long here = (n * L + j) * L + k;
+        REAL p = P[here], t = message(p, decay);
+        l[here] = p > 0 ? (REAL)(C + (double)log(include_self ? p * product * t : p * product)) : -INFINITY;
+        product *= t;
+        if (product < (REAL)1e-3 || product > (REAL)1e3) { C += log((double)product); product = 1; }
+    }
+}
+
+// r_j = sum over k of dB_jk B_jk
+extern "C" __global__ void row_dots(const REAL* dB, const REAL* B, double* r, long long rows, int L) {
+    long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= rows) return;
+    double total = 0;
+    for (int k = threadIdx.x % 32; k < L; k += 32) total += (double)dB[row * L + k] * B[row * L + k];
+    total = warp_sum(total);
+    if (threadIdx.x % 32 == 0) r[row] = total;
+}
+
+// g_k = sum over j of dl_jk, dl = B (dB - r)
+extern "C" __global__ void column_sums(const REAL* dB, const REAL* B, const double* r, REAL* g, int L) {
+    __shared__ REAL part[8][64];
+    long long n = blockIdx.y;
+    int k = blockIdx.x * 64 + threadIdx.x;
+    REAL total = 0;
+    if (k < L)
+        for (int j = threadIdx.y; j < L; j += 8) {
+            long long at = (n * L + j) * L + k;
+            total += B[at] * (dB[at] - r[n * L + j]);
+        }
+    part[threadIdx.y][threadIdx.x] = total;
+    __syncthreads();
+    if (threadIdx.y == 0 && k < L) {
+        total = 0;
+        for (int h = 0; h < 8; h++) total += part[h][threadIdx.x];
+        g[n * L + k] = total;
+    }
+}
+
+// g -> ds, as scores_gradient_in_registers has it; tax: the sum of dlog_t P / t of each row
+extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const REAL* P, const double* r, const REAL* g,
+                                           const REAL* decays, const REAL* cs, REAL* ds, double* tax, long long rows,
+                                           int L, int include_self) {
+    long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= rows) return;
+    int lane = threadIdx.x % 32;
+    long long n = row / L;
+    REAL x[ITEMS], p[ITEMS], total = 0;
+    double taxes = 0;
+    for (int m = 0; m < ITEMS; m++) {
+        int k = lane + 32 * m;
+        x[m] = p[m] = 0;
+        if (k < L) {
+            p[m] = P[row * L + k];
+            REAL dl = B[row * L + k] * (dB[row * L + k] - r[row]);
+            REAL part = (g[n * L + k] - (include_self ? 0 : dl)) * p[m] / message(p[m], decays[n]);
+            x[m] = dl - cs[n] * part;
+            taxes += part;
+        }
+        total += x[m];
+    }
+    total = warp_sum(total);
+    taxes = warp_sum(taxes);
+    for (int m = 0; m < ITEMS; m++) {
+        int k = lane + 32 * m;
+        if (k < L) ds[row * L + k] = x[m] - p[m] * total;
+    }
+    if (lane == 0) tax[row] = taxes;
+}
+
+// the same for the causal form: log t_ik collects from the j > i, a running sum up each column; x, and tax by column
+extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
+                                           const REAL* __restrict__ P, const double* __restrict__ r, const REAL* decays,
+                                           const REAL* cs, REAL* __restrict__ x, double* tax, long long columns,
+                                           int L, int include_self) {
+    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= columns) return;
+    long long n = at / L;
+    int k = at % L;
+    double later = 0, taxes = 0;
+    #pragma unroll 4
+    for (int i = L - 1; i >= 0; i--) {
+        long long here = (n * L + i) * L + k;
+        REAL p = P[here], dl = B[here] * (dB[here] - r[n * L + i]);
+        if (include_self) later += dl;
+        REAL part = (REAL)later * p / message(p, decays[n]);
+        x[here] = dl - cs[n] * part;
+        taxes += part;
+        if (!include_self) later += dl;
+    }
+    tax[at] = taxes;
+}
+
+// ds = x - P sum x of every row, in place on x
+extern "C" __global__ void through_softmax(REAL* x, const REAL* P, long long rows, int L) {
+    long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= rows) return;
+    REAL total = 0;
+    for (int k = threadIdx.x % 32; k < L; k += 32) total += x[row * L + k];
+    total = warp_sum(total);
+    for (int k = threadIdx.x % 32; k < L; k += 32) x[row * L + k] -= P[row * L + k] * total;
+}
