@@ -59,6 +59,7 @@ def test_asserts_what_it_says(path):
 def test_holds_nothing_of_the_machine_it_was_made_on(path):
     nb = notebook(path)
     assert nb.metadata.kernelspec.name == "python3"
+    assert ("tolerance" in nb.metadata.get("minisaobp", {})) == ("reason" in nb.metadata.get("minisaobp", {}))
     assert "widgets" not in nb.metadata  # the state of a widget: large, and dead on the web
     for n, cell in enumerate(nb.cells):
         assert set(cell.metadata) <= {"tags"}, f"cell {n}: metadata {dict(cell.metadata)}"
