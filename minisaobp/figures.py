@@ -11,6 +11,11 @@ STYLES = {
     "high": {"color": "#d1495b", "linestyle": "--", "marker": "s"},
     "low": {"color": "#2e6f9e", "linestyle": ":", "marker": "^"},
     "elemmul": {"color": "#66812d", "linestyle": "-.", "marker": "D"},
+    "none": {"color": "#8a8a8a", "linestyle": (0, (1, 2)), "marker": "x"},
+    "uniform": {"color": "#c08a00", "linestyle": (0, (6, 2)), "marker": "v"},
+    "fixed": {"color": "#7a4fa3", "linestyle": (0, (3, 1, 1, 1)), "marker": "P"},
+    "static": {"color": "#00857c", "linestyle": (0, (8, 2, 2, 2)), "marker": "X"},
+    "linear": {"color": "#a0522d", "linestyle": (0, (2, 2)), "marker": "*"},
 }
 MEASURES = {"entropy": "attention entropy (nats)", "gtd": "GTD", "indirect_entropy": "indirect entropy (nats)"}
 

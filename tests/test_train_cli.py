@@ -24,7 +24,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     text = folder / "own.txt"
     text.write_text("\n\n".join(f"Sentence {n} says that {n * n} is the square of {n}." for n in range(400)))
-    for kind, more in (("encoder", ["--variant", "high", "original", "--learn-lam", "head"]), ("decoder", [])):
+    rival = ["--regulariser", "entropy", "--regulariser-strength", "0.01"]
+    for kind, more in (("encoder", ["--variant", "high", "original", "--learn-lam", "head", *rival]), ("decoder", [])):
         done = run(
             "train", *SMALL, "--corpus", text, "--model", kind, *more, "--vocabulary", 300, "--out", folder / kind
         )
@@ -95,6 +96,12 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
         (["--lam", "nan"], "--lam: expected a number from -80 to 80"),
         (["--dropout", "1"], "--dropout: expected a number from 0 to 0.99"),
         (["--learn-lam", "head"], "--learn-lam: expected a layer of variant high or low"),
+        (["--regulariser", "entropy"], "--regulariser-strength: expected a finite number above 0, got 0.0"),
+        (["--regulariser-strength", "1"], "--regulariser-strength: expected 0 without a regulariser, got 1.0"),
+        (
+            ["--variant", "none", "--regulariser", "eigen", "--regulariser-strength", "1"],
+            "--regulariser: expected a layer",
+        ),
         (["--corpus", "missing.txt"], r"--corpus: .*missing.txt' cannot be read \(no such file\)"),
         (["--corpus", "short.txt"], "--corpus: the training text has .* tokens, shorter than one sequence"),
         (["--resume", "nothing"], "--resume: nothing.*no such file"),
@@ -196,7 +203,7 @@ def refused(folder, arguments, message):
 
 def test_help_explains_every_option():
     for command, names in (
-        ("train", ["resume", "model", "preset", "variant", "lam", "learn-lam", "accumulate", "eval-every", "seed"]),
+        ("train", ["resume", "model", "preset", "variant", "lam", "learn-lam", "regulariser", "accumulate", "seed"]),
         ("evaluate", ["checkpoint", "text", "length"]),
         ("generate", ["checkpoint", "prompt", "temperature", "top-k"]),
     ):

@@ -43,9 +43,10 @@ def lam(text):
 
 def variant(text):
     from ..bp.refinement import VARIANTS
+    from ..nn.config import MIXINGS
 
-    if text not in VARIANTS:
-        raise argparse.ArgumentTypeError(f"expected one or more of {', '.join(VARIANTS)}, got {text!r}")
+    if text not in VARIANTS + MIXINGS:
+        raise argparse.ArgumentTypeError(f"expected one or more of {', '.join(VARIANTS + MIXINGS)}, got {text!r}")
     return text
 
 

@@ -20,6 +20,8 @@ DEFAULTS = SIZES | {
     "variant": ["original"],
     "lam": None,
     "learn_lam": None,
+    "regulariser": None,
+    "regulariser_strength": None,
     "dropout": 0.1,
     "length": 64,
     "batch": 16,
@@ -63,6 +65,9 @@ def add(parser):
     add("--lam", "lambda, strength of the Potts factor: one, or one per layer (default: 0.2, or the preset's)",
         nargs="+", type=options.lam)  # fmt: skip
     add("--learn-lam", "train lambda, one per layer or one per head (default: fixed)", choices=["layer", "head"])
+    add("--regulariser", "a penalty added to the loss: on attention's entropy (Jha & Reagen 2025) or on the spectrum "
+        "of queries and keys (Bao et al. 2024)", choices=["entropy", "eigen"])  # fmt: skip
+    add("--regulariser-strength", "how much of it is added", type=real(0, 1e6))
     add("--dropout", "of embeddings, attention and residuals", type=real(0, 0.99))
     add("--corpus", "UTF-8 text files; the last tenth of each is held out (default: Python's own documentation)",
         nargs="+", metavar="FILE")  # fmt: skip
@@ -234,6 +239,8 @@ def _model(asked, vocabulary, fail):
         "hidden_dropout_prob": asked["dropout"],
         "attention_probs_dropout_prob": asked["dropout"],
         "attention_variant": one["attention_variant"],
+        "regulariser": asked["regulariser"],
+        "regulariser_strength": asked["regulariser_strength"] or 0.0,
     } | ({} if one["lam"] is None else {"lam": one["lam"]})
     try:
         if asked["preset"] is not None:
@@ -253,8 +260,8 @@ def _model(asked, vocabulary, fail):
             )
     except ValueError as error:
         name, _, problem = str(error).partition(":")
-        options_of = {"attention_variant": "variant", "num_attention_heads": "heads", "learn_lam": "learn-lam"}
-        fail(f"argument --{options_of.get(name, name)}:{problem}")
+        options_of = {"attention_variant": "variant", "num_attention_heads": "heads"}
+        fail(f"argument --{options_of.get(name, name.replace('_', '-'))}:{problem}")
     if asked["length"] > config.max_position_embeddings:
         fail(
             f"argument --length: expected at most the {config.max_position_embeddings} positions of "

@@ -6,6 +6,9 @@ import numbers
 
 from ..bp.refinement import MAX_LAM, VARIANTS
 
+# attention that gives up one principle of the original (Xue, Moosavi & Aletras, arXiv 2510.11602): `attention.py`
+MIXINGS = ("none", "uniform", "fixed", "static", "linear")
+REGULARISERS = ("entropy", "eigen")
 HEAD_NAMES = ("lm", "none", "classification", "regression", "multiple_choice", "span")
 
 
@@ -13,10 +16,14 @@ HEAD_NAMES = ("lm", "none", "classification", "regression", "multiple_choice", "
 class Config:
     """Sizes of a BERT-style encoder ("bert") or a GPT-2-style decoder ("gpt2"), the attention of its layers, its head.
 
-    attention_variant and lam are one value, or a list with one per layer. learn_lam: None for a fixed lambda, "layer"
-    or "head" for one that is trained, from `lam` on, for every refined layer or for each of its heads. The embedding
-    of pad_token_id takes no gradient where it is read (as the output table of a tied decoder it does), which is
-    Hugging Face's convention; "gpt2" has none, so there it is always None. Dropout acts in training alone.
+    attention_variant and lam are one value, or a list with one per layer: the original attention, its refinements
+    (bp.refinement.VARIANTS) and its simplifications (MIXINGS) make any hybrid. learn_lam: None for a fixed lambda,
+    "layer" or "head" for one that is trained, from `lam` on, for every refined layer or for each of its heads. The
+    embedding of pad_token_id takes no gradient where it is read (as the output table of a tied decoder it does), which
+    is Hugging Face's convention; "gpt2" has none, so there it is always None. Dropout acts in training alone.
+
+    regulariser: "entropy" or "eigen" for a penalty of `regularisers.py` that every training adds to its loss,
+    regulariser_strength times.
 
     head: "lm" is the language model, masked for "bert" and causal for "gpt2", which has no other; "none" the encoder
     with its pooler; the others read the pooler, "span" every token. num_labels: classes, or numbers of a regression.
@@ -37,6 +44,8 @@ class Config:
     attention_variant: str | list = "original"
     lam: float | list = 0.2
     learn_lam: str | None = None
+    regulariser: str | None = None
+    regulariser_strength: float = 0.0
     model_type: str = "bert"
     head: str = "lm"
     num_labels: int = 2
@@ -82,8 +91,9 @@ class Config:
                 f"got {self.num_attention_heads}"
             )
         for variant in self.variants:
-            if variant not in VARIANTS:
-                raise ValueError(f"attention_variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+            if variant not in VARIANTS + MIXINGS:
+                expected = ", ".join(VARIANTS + MIXINGS)
+                raise ValueError(f"attention_variant: expected one of {expected}, got {variant!r}")
         for lam in self.lams:
             if isinstance(lam, bool) or not isinstance(lam, numbers.Real) or not abs(lam) <= MAX_LAM:
                 raise ValueError(f"lam: expected a finite number with |lam| <= {MAX_LAM:g}, got {lam!r}")
@@ -93,6 +103,16 @@ class Config:
             raise ValueError(f"learn_lam: expected null, layer or head, got {self.learn_lam!r}")
         if self.learn_lam and not any(self.learned_lams):
             raise ValueError(f"learn_lam: expected a layer of variant high or low, got {self.attention_variant!r}")
+        if self.regulariser not in (None, *REGULARISERS):
+            expected = f"null, {' or '.join(REGULARISERS)}"
+            raise ValueError(f"regulariser: expected {expected}, got {self.regulariser!r}")
+        if self.regulariser and not self.regularised:
+            raise ValueError(f"regulariser: expected a layer that it can change, got {self.attention_variant!r}")
+        strength = self.regulariser_strength
+        expected = "a finite number above 0" if self.regulariser else "0 without a regulariser"
+        number = not isinstance(strength, bool) and isinstance(strength, numbers.Real)
+        if not number or not (0 < strength < math.inf if self.regulariser else strength == 0):
+            raise ValueError(f"regulariser_strength: expected {expected}, got {strength!r}")
 
     @property
     def variants(self):
@@ -109,6 +129,28 @@ class Config:
         """How many lambdas every layer learns: 0, 1 or one per head. Only a Potts factor has any."""
         count = {None: 0, "layer": 1, "head": self.num_attention_heads}[self.learn_lam]
         return [count if variant in ("high", "low") else 0 for variant in self.variants]
+
+    @property
+    def projections(self):
+        """How many linear maps the attention of every layer has: 3 for queries, keys and values, 1 for values alone."""
+        return [1 if variant in ("none", "uniform", "fixed") else 3 for variant in self.variants]
+
+    def own_shapes(self, n):
+        """{name: shape} of what the attention of layer n has of its own, beside linear maps."""
+        shapes = {}
+        if self.learned_lams[n]:
+            shapes["lam"] = (self.learned_lams[n],)
+        if self.variants[n] == "fixed":
+            shapes["scores"] = (self.num_attention_heads, *[self.max_position_embeddings] * 2)
+        if self.regulariser == "entropy" and n in self.regularised:
+            shapes["theta"] = (self.num_attention_heads,)
+        return shapes
+
+    @property
+    def regularised(self):
+        """Numbers of the layers that the regulariser can change: an attention that is learned, or queries and keys."""
+        fixed = {"entropy": ("none", "uniform"), "eigen": ("none", "uniform", "fixed")}[self.regulariser]
+        return [n for n, variant in enumerate(self.variants) if variant not in fixed]
 
     def _per_layer(self, name):
         value = getattr(self, name)

@@ -7,10 +7,10 @@ Axis letters: B batch, L tokens, D model width, H heads, E head width, F feed-fo
 from typing import Any, NamedTuple
 
 from . import ops
-from .attention import attention, attention_backward, lam_of_layer, lam_of_layer_backward
+from .attention import attention, attention_backward, own_of_layer, own_of_layer_backward, project, project_backward
 
 QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
-LAM = "attention.self.lam"  # of a layer that learns it
+OWN = "bert.encoder.layer.{}.attention.self."  # before the names of Config.own_shapes
 
 
 def parameter_shapes(config):
@@ -25,15 +25,20 @@ def parameter_shapes(config):
     for n in range(config.num_hidden_layers):
         layer = f"bert.encoder.layer.{n}."
         # weights, then biases: the three of each lie side by side and are used as one
-        shapes |= {layer + name + ".weight": (D, D) for name in QKV} | {layer + name + ".bias": (D,) for name in QKV}
+        names = _projections(config, n)
+        shapes |= {name + ".weight": (D, D) for name in names} | {name + ".bias": (D,) for name in names}
         shapes |= _linear_shapes(layer + "attention.output.dense", D, D)
         shapes |= _layer_norm_shapes(layer + "attention.output.LayerNorm", D)
         shapes |= _linear_shapes(layer + "intermediate.dense", D, F)
         shapes |= _linear_shapes(layer + "output.dense", F, D)
         shapes |= _layer_norm_shapes(layer + "output.LayerNorm", D)
-        if config.learned_lams[n]:
-            shapes[layer + LAM] = (config.learned_lams[n],)
+        shapes |= {OWN.format(n) + name: shape for name, shape in config.own_shapes(n).items()}
     return shapes
+
+
+def _projections(config, n):
+    """Names of the linear maps of layer n's attention."""
+    return [f"bert.encoder.layer.{n}.{name}" for name in QKV[-config.projections[n] :]]
 
 
 def _linear_shapes(name, I, O):
@@ -42,6 +47,12 @@ def _linear_shapes(name, I, O):
 
 def _layer_norm_shapes(name, D):
     return {name + ".weight": (D,), name + ".bias": (D,)}
+
+
+def query_and_key(w, config, n):
+    """Views of the query and key maps of layer n, each (H, E, D)."""
+    H, D = config.num_attention_heads, config.hidden_size
+    return w.stacked([name + ".weight" for name in _projections(config, n)[:2]]).reshape(2, H, D // H, D)
 
 
 # ---- embeddings -----------------------------------------------------------------------------------------------------
@@ -95,16 +106,17 @@ class BlockCache(NamedTuple):
     norm2: Any
 
 
-def block(x, w, qkv_weight, qkv_bias, lam, variant, config, valid=None, rng=None):
+def block(x, e, w, qkv_weight, qkv_bias, own, variant, config, valid=None, rng=None):
     """One post-LayerNorm block: x (B, L, D) -> y (B, L, D), its attention (B, H, L, L), cache.
 
-    qkv_weight (3, D, D) and qkv_bias (3, D) are the query, key and value maps side by side.
+    e: (B, L, D) the embeddings, for a layer that makes its queries and keys from them, else None. qkv_weight (3, D, D)
+    and qkv_bias (3, D) are the query, key and value maps side by side, or (1, ..) the value map. own: see `attention`.
     """
     B, L, D = x.shape
     heads, eps, rate = config.num_attention_heads, config.layer_norm_eps, config.hidden_dropout_prob
-    qkv, qkv_cache = ops.linear(x, qkv_weight.reshape(3 * D, D), qkv_bias.reshape(3 * D))  # [B, L, 3D]
+    qkv, qkv_cache = project(x, e, qkv_weight.reshape(-1, D), qkv_bias.reshape(-1))  # [B, L, 3D]
     mixed, A, attention_cache = attention(
-        qkv.reshape(B, L, 3, heads, D // heads), lam, variant, valid, False, config.attention_probs_dropout_prob, rng
+        qkv.reshape(B, L, -1, heads, D // heads), own, variant, valid, False, config.attention_probs_dropout_prob, rng
     )
     projected, projection_cache = ops.linear(
         mixed.reshape(B, L, D), w["attention.output.dense.weight"], w["attention.output.dense.bias"]
@@ -133,8 +145,9 @@ def block(x, w, qkv_weight, qkv_bias, lam, variant, config, valid=None, rng=None
     return y, A, cache
 
 
-def block_backward(dy, cache, g, dqkv_weight, dqkv_bias):
-    """dy (B, L, D) -> dx (B, L, D) and dlam; parameter gradients are written into g, dqkv_weight and dqkv_bias."""
+def block_backward(dy, cache, g, dqkv_weight, dqkv_bias, dA=None):
+    """dy (B, L, D) -> dx (B, L, D), de in its shape or None, and the gradient of what the attention has of its own;
+    gradients of parameters are written into g, dqkv_weight and dqkv_bias. dA: what a penalty sends to the attention."""
     B, L, D = dy.shape
     # y = LayerNorm(h + fed)
     dfed, g["output.LayerNorm.weight"][...], g["output.LayerNorm.bias"][...] = ops.layer_norm_backward(dy, cache.norm2)
@@ -154,12 +167,12 @@ def block_backward(dy, cache, g, dqkv_weight, dqkv_bias):
     dmixed, g["attention.output.dense.weight"][...], g["attention.output.dense.bias"][...] = ops.linear_backward(
         ops.dropout_backward(dprojected, cache.dropout1), cache.projection
     )
-    heads = cache.attention.q.shape[1]
-    dqkv, dlam = attention_backward(dmixed.reshape(B, L, heads, D // heads), cache.attention)
-    dx, dW, db = ops.linear_backward(dqkv.reshape(B, L, 3 * D), cache.qkv)
-    dqkv_weight[...], dqkv_bias[...] = dW.reshape(3, D, D), db.reshape(3, D)
+    heads = cache.attention.v.shape[1]
+    dqkv, down = attention_backward(dmixed.reshape(B, L, heads, D // heads), cache.attention, dA)
+    dx, de, dW, db = project_backward(dqkv.reshape(B, L, -1), cache.qkv)
+    dqkv_weight[...], dqkv_bias[...] = dW.reshape(-1, D, D), db.reshape(-1, D)
     dx += dprojected  # x goes into the attention and past it
-    return dx, dlam
+    return dx, de, down
 
 
 # ---- the whole encoder ----------------------------------------------------------------------------------------------
@@ -172,24 +185,31 @@ def encode(ids, types, w, config, valid=None, rng=None):
     """
     eps, rate = config.layer_norm_eps, config.hidden_dropout_prob
     x, embed_cache = embed(ids, types, w.under("bert.embeddings."), eps, rate, rng)
-    maps, caches = [], []
+    e, maps, caches = x, [], []
     for n, variant in enumerate(config.variants):
         layer = f"bert.encoder.layer.{n}."
-        qkv = [w.stacked([layer + name + kind for name in QKV]) for kind in (".weight", ".bias")]
-        lam = lam_of_layer(w.get(layer + LAM), config.lams[n])
-        x, A, cache = block(x, w.under(layer), *qkv, lam, variant, config, valid, rng)
+        qkv = [w.stacked([name + kind for name in _projections(config, n)]) for kind in (".weight", ".bias")]
+        own = own_of_layer(w.under(OWN.format(n)), config.lams[n])
+        source = e if variant == "static" else None
+        x, A, cache = block(x, source, w.under(layer), *qkv, own, variant, config, valid, rng)
         maps.append(A)
         caches.append(cache)
     return x, maps, (embed_cache, caches)
 
 
-def encode_backward(dx, cache, w, g, config):
-    """Gradients of every encoder parameter from dx (B, L, D), written into g, to the word embeddings added."""
+def encode_backward(dx, cache, w, g, config, dmaps):
+    """Gradients of every encoder parameter from dx (B, L, D), written into g, to the word embeddings added.
+
+    dmaps: for every layer what a penalty sends to its attention, (B, H, L, L) or None.
+    """
     embed_cache, caches = cache
+    from_queries = []  # what static layers send to the embeddings
     for n in reversed(range(len(caches))):
         layer = f"bert.encoder.layer.{n}."
-        dqkv = [g.stacked([layer + name + kind for name in QKV]) for kind in (".weight", ".bias")]
-        dx, dlam = block_backward(dx, caches[n], g.under(layer), *dqkv)
-        if layer + LAM in g:
-            g[layer + LAM][...] = lam_of_layer_backward(dlam, w[layer + LAM])
+        dqkv = [g.stacked([name + kind for name in _projections(config, n)]) for kind in (".weight", ".bias")]
+        dx, de, down = block_backward(dx, caches[n], g.under(layer), *dqkv, dmaps[n])
+        from_queries += [] if de is None else [de]
+        own_of_layer_backward(down, w.under(OWN.format(n)), g.under(OWN.format(n)))
+    for de in from_queries:
+        dx += de
     embed_backward(dx, embed_cache, g.under("bert.embeddings."), config.pad_token_id)

@@ -3,7 +3,8 @@
 A token's queries meet the keys and values of all tokens before it, so these are kept. What refinement adds is exact and
 small: Appendix C's causal form lets token j hear i < j alone, so of all earlier rows of attention it needs only the
 evidence C_k = sum_{i<j} log t_ik, one running sum per head and key. BP-ElemMul (Eq. 15) multiplies row j with every
-earlier row, so these rows are kept, L^2 numbers a head.
+earlier row, so these rows are kept, L^2 numbers a head. The simplified variants need nothing but keys and values, or
+less.
 
 Axis letters: B batch, H heads, L tokens so far, E head width, V vocabulary.
 """
@@ -16,38 +17,59 @@ from ..backend import array_namespace
 from ..bp.multistep import normalised_in_logs
 from ..bp.refinement import potts_messages
 from . import decoder, ops
-from .attention import lam_of_layer
+from .attention import REFINED, elu_features
 
 
 class Memory:
     """What one layer keeps of the tokens so far, with room for those to come."""
 
-    def __init__(self, cache, variant, lam, room):
+    def __init__(self, cache, room):
         """cache: AttentionCache of the prompt; room: how many tokens in all."""
-        xp = array_namespace(cache.k)
-        B, H, L, E = cache.k.shape
-        self.variant, self._signed, self.length = variant, -lam if variant == "low" else lam, L
-        self.k, self.v = (xp.zeros((B, H, room, E), cache.k.dtype) for _ in range(2))
-        self.k[..., :L, :], self.v[..., :L, :] = cache.k, cache.v
+        xp, variant = array_namespace(cache.v), cache.variant
+        B, H, L, E = cache.v.shape
+        self.variant, self.own, self.length = variant, cache.own, L
+        self.k, self.v = (xp.zeros((B, H, room, E), cache.v.dtype) for _ in range(2))
+        self.v[..., :L, :] = cache.v
+        if cache.k is not None:
+            self.k[..., :L, :] = cache.k
         if variant in ("high", "low"):
+            self._signed = -self.own if variant == "low" else self.own
             self.evidence = xp.zeros((B, H, 1, room))  # float64: it only grows
-            t = potts_messages(cache.refined.P, self._signed)
+            t = potts_messages(cache.weights.P, self._signed)
             self.evidence[..., :L] = xp.log(t).sum(axis=-2, keepdims=True, dtype=np.float64)
         if variant == "elemmul":
-            self.rows = xp.zeros((B, H, room, room), cache.k.dtype)
-            self.rows[..., :L, :L] = cache.refined.P
+            self.rows = xp.zeros((B, H, room, room), cache.v.dtype)
+            self.rows[..., :L, :L] = cache.weights.P
 
     def attend(self, qkv):
         """`attention` for one more token: qkv (B, 1, 3, H, E) -> mixed (B, 1, H, E), A (B, H, 1, L), no cache."""
-        q, k, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(3))
-        self.k[..., self.length, :], self.v[..., self.length, :] = k[:, :, 0], v[:, :, 0]
+        *qk, v = (qkv[:, :, n].transpose(0, 2, 1, 3) for n in range(qkv.shape[2]))
+        self.v[..., self.length, :] = v[:, :, 0]
+        if qk:
+            self.k[..., self.length, :] = qk[1][:, :, 0]
         self.length += 1
-        L = self.length
-        q = q * q.dtype.type(1 / math.sqrt(q.shape[-1]))
-        A, _ = ops.softmax(q @ self.k[..., :L, :].swapaxes(-1, -2))  # [1, E] @ [E, L]
-        if self.variant != "original":
-            A = self._refined(A, L)
-        return (A @ self.v[..., :L, :]).transpose(0, 2, 1, 3), A, None
+        A = self._row(qk[0] if qk else None, self.length)
+        return (A @ self.v[..., : self.length, :]).transpose(0, 2, 1, 3), A, None
+
+    def _row(self, q, L):
+        """The last row of attention, (B, H, 1, L); q (B, H, 1, E), or None where there are no queries."""
+        xp = array_namespace(self.v)
+        B, H, _, E = self.v.shape
+        if self.variant == "none":
+            A = xp.zeros((B, H, 1, L), self.v.dtype)
+            A[..., -1] = 1
+            return A
+        if self.variant == "uniform":
+            return xp.full((B, H, 1, L), 1 / L, self.v.dtype)
+        if self.variant == "fixed":
+            A, _ = ops.softmax(self.own[:, L - 1 : L, :L])
+            return xp.tile(A, (B, 1, 1, 1))
+        k = self.k[..., :L, :].swapaxes(-1, -2)
+        if self.variant == "linear":
+            A = elu_features(q) @ elu_features(k)
+            return A / A.sum(axis=-1, keepdims=True)
+        A, _ = ops.softmax(q * q.dtype.type(1 / math.sqrt(E)) @ k)  # [1, E] @ [E, L]
+        return self._refined(A, L) if self.variant in REFINED else A
 
     def _refined(self, P, L):
         if self.variant == "elemmul":
@@ -67,17 +89,15 @@ def generate(ids, w, config, tokens, temperature=0.0, top_k=None, rng=None):
     """
     hidden, _, (_, _, caches, _) = decoder.decode(ids, w, config)
     layers = [w.under(f"transformer.h.{n}.") for n in range(config.num_hidden_layers)]
-    memories = [
-        Memory(cache.attention, variant, lam_of_layer(layer.get(decoder.LAM), lam), ids.shape[1] + tokens)
-        for cache, variant, layer, lam in zip(caches, config.variants, layers, config.lams, strict=True)
-    ]
+    memories = [Memory(cache.attention, ids.shape[1] + tokens) for cache in caches]
     table = w["transformer.wte.weight"]
     for n in range(tokens):
         chosen = _choose(hidden[:, -1] @ table.T, temperature, top_k, rng)
         yield chosen
         x = table[chosen][:, None] + w["transformer.wpe.weight"][ids.shape[1] + n]  # [B, 1, D]
+        e = x
         for layer, memory in zip(layers, memories, strict=True):
-            x, _, _ = decoder.block(x, layer, config, memory.attend)
+            x, _, _ = decoder.block(x, e if memory.variant == "static" else None, layer, config, memory.attend)
         hidden, _ = decoder.final_norm(x, w, config)
 
 

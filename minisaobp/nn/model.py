@@ -12,6 +12,13 @@ from .generation import generate
 from .heads import HEADS, POOLER, value_range
 from .parameters import Parameters
 from .pretrained import load, save
+from .regularisers import (
+    THRESHOLD,
+    eigen_penalty,
+    eigen_penalty_backward,
+    entropy_penalty,
+    entropy_penalty_backward,
+)
 
 
 class Model:
@@ -60,6 +67,8 @@ class Model:
                 view[...] = 1
             if name.endswith(".lam"):
                 view[...] = config.lams[_layer_number(name)]
+            if name.endswith(".theta"):
+                view[...] = THRESHOLD
         return cls(config, parameters)
 
     def with_head(self, head, rng, num_labels=2):
@@ -113,6 +122,8 @@ class Model:
     def loss_and_gradients(self, ids, labels, attention_mask=None, token_type_ids=None, rng=None):
         """Loss, mean over all labels, in nats (of a regression the mean squared error), and {name: gradient}.
 
+        The penalty of the configuration's regulariser, if there is one, is part of the loss.
+
         labels: (B, L) with -100 where none is asked for; GPT-2 shifts them itself, so they may be the ids; (B,)
         classes, choices or numbers; (B, 2) first and last token of the answer. rng: a generator of the arrays' library
         that draws dropout, or None for none. The gradients are one Parameters.
@@ -120,7 +131,7 @@ class Model:
         xp, D = self._xp, self.config.hidden_size
         inputs = self._inputs(ids, attention_mask, token_type_ids)
         labels = self._labels(ids, labels)
-        hidden, _, cache = self._body(*inputs, rng)
+        hidden, maps, cache = self._body(*inputs, rng)
         rows = self._rows(ids, labels)
         scores, head_cache = self._scores(hidden, ids, rows, rng)
         targets = xp.asarray(self.head.targets(labels))
@@ -130,8 +141,36 @@ class Model:
         dscores = self.head.loss_backward(1.0, loss_cache).reshape(scores.shape)
         dhidden = xp.zeros_like(hidden)
         dhidden.reshape(-1, D)[rows] = self.head.backward(dscores, head_cache, g)
-        self._backward(dhidden, cache, g)
+        dmaps = [None] * len(maps)
+        if self.config.regulariser == "entropy":
+            loss = loss + self._entropy_penalty(maps, inputs[2], dmaps, g)
+        self._backward(dhidden, cache, g, dmaps)
+        if self.config.regulariser == "eigen":
+            loss = loss + self._eigen_penalty(g)
         return loss, g
+
+    def _entropy_penalty(self, maps, valid, dmaps, g):
+        """The penalty; its gradients of the attention are written into dmaps and those of theta into g."""
+        layers, total = self.config.regularised, 0
+        strength = self.config.regulariser_strength / len(layers)
+        for n in layers:
+            name = self.own_names.format(n) + "theta"
+            penalty, cache = entropy_penalty(maps[n], self.parameters[name], valid)
+            dmaps[n], g[name][...] = entropy_penalty_backward(strength, cache)
+            total += strength * penalty
+        return total
+
+    def _eigen_penalty(self, g):
+        """The penalty; its gradients of the query and key maps are added to g."""
+        layers, total = self.config.regularised, 0
+        strength = self.config.regulariser_strength / len(layers)
+        for n in layers:
+            penalty, cache = eigen_penalty(*self.query_and_key(self.parameters, self.config, n))
+            gradients = eigen_penalty_backward(strength, cache)
+            for view, gradient in zip(self.query_and_key(g, self.config, n), gradients, strict=True):
+                view += gradient
+            total += strength * penalty
+        return total
 
     def _scores(self, hidden, ids, rows, rng=None):
         return self.head.forward(hidden.reshape(-1, hidden.shape[-1])[rows], self.parameters, self.config, ids, rng)
@@ -199,12 +238,13 @@ class Bert(Model):
 
     model_type = "bert"
     body_shapes = staticmethod(encoder.parameter_shapes)
+    own_names, query_and_key = encoder.OWN, staticmethod(encoder.query_and_key)
 
     def _body(self, ids, types, valid, rng=None):
         return encoder.encode(ids, types, self.parameters, self.config, valid, rng)
 
-    def _backward(self, dhidden, cache, g):
-        encoder.encode_backward(dhidden, cache, self.parameters, g, self.config)
+    def _backward(self, dhidden, cache, g, dmaps):
+        encoder.encode_backward(dhidden, cache, self.parameters, g, self.config, dmaps)
 
 
 class Gpt2(Model):
@@ -215,12 +255,13 @@ class Gpt2(Model):
 
     model_type = "gpt2"
     body_shapes = staticmethod(decoder.parameter_shapes)
+    own_names, query_and_key = decoder.OWN, staticmethod(decoder.query_and_key)
 
     def _body(self, ids, types, valid, rng=None):
         return decoder.decode(ids, self.parameters, self.config, valid, rng)
 
-    def _backward(self, dhidden, cache, g):
-        decoder.decode_backward(dhidden, cache, self.parameters, g)
+    def _backward(self, dhidden, cache, g, dmaps):
+        decoder.decode_backward(dhidden, cache, self.parameters, g, dmaps)
 
     def generate(self, ids, tokens, temperature=0.0, top_k=None, rng=None):
         """An iterator over `tokens` further tokens of every sequence, (B,) each; ids (B, L) prompts of one length.

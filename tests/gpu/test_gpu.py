@@ -14,6 +14,7 @@ import minisaobp as ms
 from minisaobp.backend import NoGpu, library, to_host
 from minisaobp.nn import Bert, Config, Gpt2, ops
 from minisaobp.nn.attention import attention, attention_backward
+from minisaobp.nn.config import MIXINGS
 from minisaobp.text.batches import Batch
 from minisaobp.training.adamw import AdamW, clip_to_norm
 from minisaobp.training.checkpoint import find_checkpoint
@@ -29,7 +30,7 @@ except NoGpu as trouble:
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative, in norm
 DTYPES = ["float64", "float32"]
-VARIANTS = ["original", "high", "low", "elemmul"]
+VARIANTS = ["original", "high", "low", "elemmul", *MIXINGS]
 
 
 def same(ours, wanted, dtype, what="", least=0.0):
@@ -157,19 +158,21 @@ def test_hard_cases_of_the_refinement(dtype, L):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("length", [7, 128, 200, 300, 600])
 def test_attention(dtype, variant, causal, padded, length):
-    qkv = numbers(2, length, 3, 4, 16, dtype=dtype)
+    qkv = numbers(2, length, 1 if variant in ("none", "uniform", "fixed") else 3, 4, 16, dtype=dtype)
     dmixed = numbers(2, length, 4, 16, dtype=dtype, seed=1)
     valid = np.arange(length) < np.array([[length], [length - 3]]) if padded else None
-    lam = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
+    own = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
+    if variant == "fixed":
+        own = numbers(4, 310, 310, dtype=dtype)
 
-    def run(qkv, dmixed, valid, lam):
-        mixed, A, cache = attention(qkv, lam, variant, valid, causal)
-        dqkv, dlam = attention_backward(dmixed, cache)
-        return (mixed, A, dqkv) if dlam is None else (mixed, A, dqkv, dlam)
+    def run(qkv, dmixed, valid, own):
+        mixed, A, cache = attention(qkv, own, variant, valid, causal)
+        dqkv, down = attention_backward(dmixed, cache)
+        return (mixed, A, dqkv) if down is None else (mixed, A, dqkv, down)
 
-    on_host = run(qkv, dmixed, valid, lam)
-    wanted = run(qkv.astype(float), dmixed.astype(float), valid, lam)
-    ours = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in (qkv, dmixed, valid, lam)]
+    on_host = run(qkv, dmixed, valid, own)
+    wanted = run(qkv.astype(float), dmixed.astype(float), valid, own.astype(float))
+    ours = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in (qkv, dmixed, valid, own)]
     for n, (a, b, c) in enumerate(zip(run(*ours), wanted, on_host, strict=True)):
         # dlam, the last, is a sum of differences, in float32 off by 1e-5 on either side: not worse than NumPy's own is
         of_numpy = np.linalg.norm(c - b) / max(np.linalg.norm(b), 1e-30)
@@ -190,10 +193,13 @@ def model_of(kind, variant, dtype=np.float32, **changes):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-@pytest.mark.parametrize("variant", [*VARIANTS, ["high", "original"]])
+@pytest.mark.parametrize("variant", [*VARIANTS, ["high", "original"], ["static", "linear"]])
+@pytest.mark.parametrize("regulariser", [None, "entropy", "eigen"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_loss_and_every_gradient_of_a_model(kind, variant, dtype):
+def test_loss_and_every_gradient_of_a_model(kind, variant, regulariser, dtype):
     learn = {"learn_lam": "head"} if "high" in variant else {}
+    if regulariser and variant not in ("none", "uniform", *["fixed"] * (regulariser == "eigen")):
+        learn |= {"regulariser": regulariser, "regulariser_strength": 0.3}
     model = model_of(kind, variant, dtype, **learn)
     wanted_loss, wanted = model_of(kind, variant, np.float64, **learn).loss_and_gradients(IDS, LABELS, MASK)
     gpu = model.on(cupy)
@@ -346,9 +352,10 @@ def test_clipping():
 
 
 def test_generation():
-    model = model_of("gpt2", ["high", "elemmul"], np.float64)
-    texts = [[to_host(t).tolist() for t in m.generate(IDS[:, :5], 20)] for m in (model, model.on(cupy))]
-    assert texts[0] == texts[1]
+    for variants in (["high", "elemmul"], ["static", "linear"], ["fixed", "uniform"]):
+        model = model_of("gpt2", variants, np.float64)
+        texts = [[to_host(t).tolist() for t in m.generate(IDS[:, :5], 20)] for m in (model, model.on(cupy))]
+        assert texts[0] == texts[1]
 
 
 def test_streaming_and_measures():

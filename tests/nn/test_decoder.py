@@ -3,10 +3,11 @@ import pytest
 
 from minisaobp import from_pretrained
 from minisaobp.nn import Config, Gpt2
+from minisaobp.nn.config import MIXINGS
 from tests.gradient_check import check_model
-from tests.nn.test_model import IDS, MASK, SIZES
+from tests.nn.test_model import HYBRIDS, IDS, MASK, SIZES
 
-VARIANTS = ["original", "high", "low", "elemmul"]
+VARIANTS = ["original", "high", "low", "elemmul", *MIXINGS]
 
 
 def tiny(variant="original", dtype=np.float64, **changes):
@@ -19,9 +20,16 @@ def tiny(variant="original", dtype=np.float64, **changes):
     return model
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, ["high", "original"]])
+@pytest.mark.parametrize("variant", [*VARIANTS, *HYBRIDS])
 def test_gradient_of_every_parameter(variant):
     check_model(tiny(variant), (IDS, np.where(MASK == 1, IDS, -100), MASK), np.random.default_rng(4))
+
+
+@pytest.mark.parametrize("variant", ["original", ["low", "none"], ["static", "linear"]])
+@pytest.mark.parametrize("regulariser", ["entropy", "eigen"])
+def test_gradient_of_every_parameter_under_a_regulariser(variant, regulariser):
+    model = tiny(variant, regulariser=regulariser, regulariser_strength=0.7)
+    check_model(model, (IDS, np.where(MASK == 1, IDS, -100), MASK), np.random.default_rng(4))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,6 +12,12 @@ MODELS = {
     "high": {"variant": "high"},
     "low": {"variant": "low"},
     "elemmul": {"variant": "elemmul"},
+    "none": {"variant": "none"},
+    "uniform": {"variant": "uniform"},
+    "fixed": {"variant": "fixed"},
+    "static": {"variant": "static"},
+    "linear": {"variant": "linear"},
+    "hybrid of simplifications": {"variant": ["linear", "static", "fixed"], "num_hidden_layers": 3},
     "hybrid with learned lambda": {"variant": ["high", "original"], "learn_lam": "head"},
 }
 

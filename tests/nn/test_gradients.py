@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from minisaobp.bp.refinement import VARIANTS
 from minisaobp.nn import attention as attn
-from minisaobp.nn import ops
+from minisaobp.nn import ops, regularisers
+from minisaobp.nn.config import MIXINGS
 from tests.gradient_check import check_vjp
 
 R = np.random.default_rng(0)
@@ -13,6 +15,8 @@ LABELS = R.integers(0, 6, 4)
 NUMBERS = R.standard_normal((4, 3))
 VALID = np.arange(5) < np.array([[5], [3]])
 LAM = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
+WEIGHTS = 0.05 + R.random((2, 4, 5, 5))  # positive, as attention is, so that they can be moved a little
+THETA = np.array([0.9, 0.2, 0.75, 0.5])  # heads 1 and 2 within the margin or outside it, not near its end
 
 
 def pair(function, backward):
@@ -24,55 +28,106 @@ def pair(function, backward):
 
 
 def _tuple(gradients):
-    return gradients if isinstance(gradients, tuple) else (gradients,)
+    return gradients if isinstance(gradients, (tuple, list)) else (gradients,)
 
 
 def attention_of(variant, valid, causal, rate=0.0):
-    def run(qkv, lam):
-        return attn.attention(qkv, lam, variant, valid, causal, rate, np.random.default_rng(3))
+    def run(qkv, own):
+        return attn.attention(qkv, own, variant, valid, causal, rate, np.random.default_rng(3))
 
-    def forward(qkv, lam):
-        return run(qkv, lam)[0]
+    def forward(qkv, own):
+        return run(qkv, own)[0]
 
-    def vjp(dmixed, qkv, lam):
-        dqkv, dlam = attn.attention_backward(dmixed, run(qkv, lam)[2])
-        return dqkv, np.zeros_like(lam) if dlam is None else dlam
+    def vjp(dmixed, qkv, own):
+        dqkv, down = attn.attention_backward(dmixed, run(qkv, own)[2])
+        return dqkv, np.zeros_like(own) if down is None else down
 
     return forward, vjp
 
 
-OPERATIONS = {
-    "linear": (*pair(ops.linear, ops.linear_backward), [(2, 3, 4), (5, 4), (5,)]),
-    "layer_norm": (
-        *pair(lambda x, gamma, beta: ops.layer_norm(x, gamma, beta, 1e-12), ops.layer_norm_backward),
-        [(2, 3, 6), (6,), (6,)],
-    ),
-    "gelu": (*pair(ops.gelu, ops.gelu_backward), [(3, 7)]),
-    "gelu tanh": (*pair(lambda x: ops.gelu(x, tanh=True), ops.gelu_backward), [(3, 7)]),
-    "linear_gelu": (*pair(ops.linear_gelu, ops.linear_gelu_backward), [(2, 3, 4), (5, 4), (5,)]),
-    "linear_gelu tanh": (
-        *pair(lambda *args: ops.linear_gelu(*args, tanh=True), ops.linear_gelu_backward),
-        [(2, 3, 4), (5, 4), (5,)],
-    ),
-    "tanh": (*pair(ops.tanh, ops.tanh_backward), [(3, 7)]),
-    "dropout": (
-        *pair(lambda x: ops.dropout(x, 0.3, np.random.default_rng(3)), ops.dropout_backward),
-        [(2, 3, 6)],
-    ),
-    "softmax": (*pair(ops.softmax, ops.softmax_backward), [(2, 3, 6)]),
-    "embedding": (*pair(lambda table: ops.embedding(IDS, table), ops.embedding_backward), [(5, 3)]),
-    "cross_entropy": (*pair(lambda x: ops.cross_entropy(x, LABELS), ops.cross_entropy_backward), [(4, 6)]),
-    "squared_error": (*pair(lambda x: ops.squared_error(x, NUMBERS), ops.squared_error_backward), [(4, 3)]),
-    "attention high dropped out": (*attention_of("high", VALID, False, rate=0.3), [(2, 5, 3, 4, 6), LAM]),
-} | {
-    f"attention {variant}{' padded' if valid is not None else ''}{' causal' if causal else ''}": (
-        *attention_of(variant, valid, causal),
-        [(2, 5, 3, 4, 6), LAM],
-    )
-    for variant in ("original", "high", "low", "elemmul")
-    for valid in (None, VALID)
-    for causal in (False, True)
-}
+def attention_shapes(variant):
+    """Of qkv, and what is the layer's own."""
+    return [(2, 5, 1 if variant in ("none", "uniform", "fixed") else 3, 4, 6), (4, 7, 7) if variant == "fixed" else LAM]
+
+
+def measured(variant):
+    """Attention on which a penalty of its own acts: what flows into it beside the values' gradient."""
+    ds = np.random.default_rng(5).standard_normal((2, 4, 5, 5))
+
+    def forward(qkv, own):
+        mixed, A, _ = attn.attention(qkv, own, variant, VALID)
+        return np.append(mixed.ravel(), (ds * A).sum())
+
+    def vjp(dy, qkv, own):
+        mixed, _, cache = attn.attention(qkv, own, variant, VALID)
+        dqkv, down = attn.attention_backward(dy[:-1].reshape(mixed.shape), cache, dy[-1] * ds)
+        return dqkv, np.zeros_like(own) if down is None else down
+
+    return forward, vjp
+
+
+OPERATIONS = (
+    {
+        "linear": (*pair(ops.linear, ops.linear_backward), [(2, 3, 4), (5, 4), (5,)]),
+        "layer_norm": (
+            *pair(lambda x, gamma, beta: ops.layer_norm(x, gamma, beta, 1e-12), ops.layer_norm_backward),
+            [(2, 3, 6), (6,), (6,)],
+        ),
+        "gelu": (*pair(ops.gelu, ops.gelu_backward), [(3, 7)]),
+        "gelu tanh": (*pair(lambda x: ops.gelu(x, tanh=True), ops.gelu_backward), [(3, 7)]),
+        "linear_gelu": (*pair(ops.linear_gelu, ops.linear_gelu_backward), [(2, 3, 4), (5, 4), (5,)]),
+        "linear_gelu tanh": (
+            *pair(lambda *args: ops.linear_gelu(*args, tanh=True), ops.linear_gelu_backward),
+            [(2, 3, 4), (5, 4), (5,)],
+        ),
+        "tanh": (*pair(ops.tanh, ops.tanh_backward), [(3, 7)]),
+        "dropout": (
+            *pair(lambda x: ops.dropout(x, 0.3, np.random.default_rng(3)), ops.dropout_backward),
+            [(2, 3, 6)],
+        ),
+        "softmax": (*pair(ops.softmax, ops.softmax_backward), [(2, 3, 6)]),
+        "embedding": (*pair(lambda table: ops.embedding(IDS, table), ops.embedding_backward), [(5, 3)]),
+        "cross_entropy": (*pair(lambda x: ops.cross_entropy(x, LABELS), ops.cross_entropy_backward), [(4, 6)]),
+        "squared_error": (*pair(lambda x: ops.squared_error(x, NUMBERS), ops.squared_error_backward), [(4, 3)]),
+        "project": (
+            *pair(
+                lambda x, W, b: attn.project(x, None, W, b),
+                lambda dy, cache: [d for d in attn.project_backward(dy, cache) if d is not None],
+            ),
+            [(2, 3, 4), (12, 4), (12,)],
+        ),
+        "project static": (*pair(attn.project, attn.project_backward), [(2, 3, 4), (2, 3, 4), (12, 4), (12,)]),
+        "linear_weights": (*pair(attn.linear_weights, attn.linear_weights_backward), [(2, 4, 5, 6), (2, 4, 5, 6)]),
+        "entropy_penalty": (
+            *pair(regularisers.entropy_penalty, regularisers.entropy_penalty_backward),
+            [WEIGHTS, THETA],
+        ),
+        "entropy_penalty padded": (
+            *pair(
+                lambda A, theta: regularisers.entropy_penalty(A, theta, VALID), regularisers.entropy_penalty_backward
+            ),
+            [WEIGHTS, THETA],
+        ),
+        "eigen_penalty": (
+            *pair(regularisers.eigen_penalty, regularisers.eigen_penalty_backward),
+            [(3, 4, 6), (3, 4, 6)],
+        ),
+        "attention high dropped out": (*attention_of("high", VALID, False, rate=0.3), [(2, 5, 3, 4, 6), LAM]),
+    }
+    | {
+        f"attention {variant} under a penalty": (*measured(variant), attention_shapes(variant))
+        for variant in ("original", "high", "elemmul", "fixed", "static", "linear")
+    }
+    | {
+        f"attention {variant}{' padded' if valid is not None else ''}{' causal' if causal else ''}": (
+            *attention_of(variant, valid, causal),
+            attention_shapes(variant),
+        )
+        for variant in VARIANTS + MIXINGS
+        for valid in (None, VALID)
+        for causal in (False, True)
+    }
+)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -83,9 +138,16 @@ def test_operation(name):
     check_vjp(forward, vjp, arguments, rng)
 
 
-def test_every_pair_of_ops_is_in_the_table():
-    pairs = {name.removesuffix("_backward") for name in vars(ops) if name.endswith("_backward")}
-    assert pairs == {name.partition(" ")[0] for name in OPERATIONS} - {"attention"}
+def test_every_pair_is_in_the_table():
+    named = [name for module in (ops, attn, regularisers) for name in vars(module) if name.endswith("_backward")]
+    # those of attention go through it
+    pairs = {name.removesuffix("_backward") for name in named} - {"refined_softmax", "refine_rows", "own_of_layer"}
+    assert pairs == {name.partition(" ")[0] for name in OPERATIONS}
+
+
+def test_the_margin_lets_some_heads_go():
+    deviation = regularisers.entropy_penalty(WEIGHTS, THETA)[1].deviation
+    assert (deviation == 0).any() and (deviation != 0).any()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])

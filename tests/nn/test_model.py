@@ -1,7 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 
+from minisaobp.bp.refinement import VARIANTS
 from minisaobp.nn import PRESETS, Bert, Config, Parameters, preset
+from minisaobp.nn.config import MIXINGS
+from minisaobp.nn.regularisers import entropy_penalty
 from tests.gradient_check import check_model
 
 SIZES = {"vocab_size": 11, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
@@ -20,11 +25,66 @@ LABELS = np.where(np.random.default_rng(3).random((3, 7)) < 0.5, IDS, -100)
 MASK = (np.arange(7) < np.array([[7], [4], [6]])).astype(int)
 
 
-@pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul", ["high", "original"]])
+HYBRIDS = [["high", "original"], ["uniform", "static"], ["fixed", "high"], ["linear", "none"]]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *MIXINGS, *HYBRIDS])
 def test_gradient_of_every_parameter(variant):
     # a softmax does not see what is added to all its scores: the key's bias has no gradient where nothing follows it
-    unseen = ["key.bias"] if variant == "original" else []
+    layers = enumerate(tiny(variant).config.variants)
+    unseen = [f"{n}.attention.self.key.bias" for n, kind in layers if kind in ("original", "static")]
     check_model(tiny(variant), (IDS, LABELS, MASK), np.random.default_rng(4), without_gradient=unseen)
+
+
+@pytest.mark.parametrize("regulariser", ["entropy", "eigen"])
+@pytest.mark.parametrize("variant", ["original", ["high", "uniform"], ["static", "fixed"]])
+def test_gradient_of_every_parameter_under_a_regulariser(variant, regulariser):
+    model = tiny(variant, regulariser=regulariser, regulariser_strength=0.7)
+    unseen = [
+        f"{n}.attention.self.key.bias" for n, v in enumerate(model.config.variants) if v in ("original", "static")
+    ]
+    check_model(model, (IDS, LABELS, MASK), np.random.default_rng(4), without_gradient=unseen)
+    theta = [name for name in model.parameters if name.endswith("theta")]
+    assert len(theta) == {"entropy": len(model.config.regularised), "eigen": 0}[regulariser]
+
+
+@pytest.mark.parametrize("regulariser", ["entropy", "eigen"])
+def test_a_regulariser_adds_its_penalty_to_the_loss_and_changes_nothing_else(regulariser):
+    plain = tiny("high")
+    model = tiny("high", regulariser=regulariser, regulariser_strength=0.3)
+    for name, view in plain.parameters.items():
+        model.parameters[name][...] = view
+    assert np.array_equal(model.logits(IDS, MASK), plain.logits(IDS, MASK))
+    losses = [m.loss_and_gradients(IDS, LABELS, MASK)[0] for m in (plain, model)]
+    if regulariser == "entropy":
+        theta = [model.parameters[f"bert.encoder.layer.{n}.attention.self.theta"] for n in range(2)]
+        maps = zip(plain.attention_maps(IDS, MASK), theta, strict=True)
+        wanted = [entropy_penalty(A, t, MASK == 1)[0] for A, t in maps]
+    else:
+        wanted = []
+        for n, h in itertools.product(range(2), range(3)):
+            name = f"bert.encoder.layer.{n}.attention.self."
+            Wq, Wk = (plain.parameters[f"{name}{kind}.weight"][4 * h : 4 * h + 4] for kind in ("query", "key"))
+            spectrum = np.linalg.eigvals(Wq.T @ Wk)
+            wanted.append(((spectrum**2).sum() - spectrum.sum() ** 2 / 4).real)
+    assert losses[1] - losses[0] == pytest.approx(0.3 * np.mean(wanted), rel=1e-9)
+
+
+def test_static_attention_is_the_original_in_the_first_layer():
+    for regulariser in ({}, {"regulariser": "eigen", "regulariser_strength": 1.0}):
+        models = [tiny([first, "high"], **regulariser) for first in ("original", "static")]
+        assert np.allclose(models[0].logits(IDS, MASK), models[1].logits(IDS, MASK), rtol=1e-13)
+        (_, a), (_, b) = (model.loss_and_gradients(IDS, LABELS, MASK) for model in models)
+        np.testing.assert_allclose(a.flat, b.flat, rtol=0, atol=1e-12)  # float64, sums in another order
+
+
+def test_layers_without_queries_have_no_query_and_key():
+    counts = {v: Bert.parameter_count(Config(**SIZES, max_position_embeddings=7, attention_variant=[v, "original"]))
+              for v in ("original", "none", "uniform", "fixed", "static", "linear")}  # fmt: skip
+    less = 2 * (12 * 12 + 12)
+    assert counts["original"] == counts["static"] == counts["linear"]
+    assert counts["none"] == counts["uniform"] == counts["original"] - less
+    assert counts["fixed"] == counts["original"] - less + 3 * 7 * 7
 
 
 def test_the_padding_token_is_not_trained_where_it_is_read():
@@ -35,7 +95,7 @@ def test_the_padding_token_is_not_trained_where_it_is_read():
 
 
 def test_padding_changes_nothing():
-    for variant in ("original", "high", "low", "elemmul"):
+    for variant in VARIANTS + MIXINGS:
         model = tiny(variant)
         alone = model.logits(IDS[1:2, :4])
         padded = model.logits(IDS, MASK)
@@ -43,11 +103,14 @@ def test_padding_changes_nothing():
 
 
 def test_maps_are_distributions_and_differ_between_variants():
-    maps = {v: tiny(v).attention_maps(IDS) for v in ("original", "high", "low", "elemmul")}
+    maps = {v: tiny(v).attention_maps(IDS) for v in VARIANTS + MIXINGS}
     for A in maps.values():
         assert A.shape == (2, 3, 3, 7, 7)
         np.testing.assert_allclose(A.sum(-1), 1, rtol=1e-12)
     assert abs(maps["high"] - maps["original"]).max() > 0.01
+    assert (maps["none"] == np.eye(7)).all()
+    np.testing.assert_allclose(maps["uniform"], 1 / 7, rtol=1e-15)
+    assert (maps["fixed"] == maps["fixed"][:, :1]).all() and abs(maps["static"][1] - maps["original"][1]).max() > 0.01
 
 
 def test_lam_zero_is_the_original():
@@ -115,6 +178,14 @@ BAD_CONFIGS = {
     "layer_norm_eps: ": {"layer_norm_eps": "1e-5"},
     "initializer_range": {"initializer_range": None},
     "pad_token_id": {"pad_token_id": True},
+    "regulariser: expected null, entropy or eigen": {"regulariser": "entropie"},
+    "regulariser: expected a layer that it can change": {
+        "regulariser": "eigen",
+        "regulariser_strength": 1.0,
+        "attention_variant": ["fixed", "none"],
+    },
+    "regulariser_strength: expected a finite number above 0": {"regulariser": "eigen"},
+    "regulariser_strength: expected 0 without": {"regulariser_strength": 1.0},
 }
 
 

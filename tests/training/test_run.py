@@ -23,8 +23,14 @@ SETTINGS = Settings(steps=12, batch=4, peak_rate=1e-2, warmup=2)
 ABOUT = {"options": {"seed": 0}}
 
 
+def learning_everything():
+    """A model with a learned lambda and the thresholds of a regulariser, all of which a checkpoint has to carry."""
+    penalty = {"regulariser": "entropy", "regulariser_strength": 0.1}
+    return model_of("high", learn_lam="layer", hidden_dropout_prob=0.1, **penalty)
+
+
 def go(directory, batches=None, settings=SETTINGS, model=None, **changes):
-    model = model or model_of("high", learn_lam="layer", hidden_dropout_prob=0.1)
+    model = model or learning_everything()
     held_out = [Copying().batch(1000, 8)]
     lines = train_run(
         model, batches or Copying(), held_out, settings, directory, **{"every": 5, "about": ABOUT} | changes
@@ -43,6 +49,9 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert [line["step"] for line in lines] == [0, 5, 10, 12] and lines[0]["training_loss"] is None
     assert lines[-1]["held_out_perplexity"] == math.exp(lines[-1]["held_out_loss"])
     assert np.array_equal(from_pretrained(tmp_path / "last").parameters.flat, model.parameters.flat)
+    for name in ("lam", "theta"):
+        learned = model.parameters[f"bert.encoder.layer.0.attention.self.{name}"]
+        assert (learned != np.float32({"lam": 0.2, "theta": 0.5}[name])).all()
     assert (tmp_path / "best" / "tokenizer.json").read_bytes() == b"{}"
     best = min(lines, key=lambda line: line["held_out_loss"])
     assert run.evaluate(from_pretrained(tmp_path / "best"), [Copying().batch(1000, 8)]).loss == best["held_out_loss"]
@@ -159,7 +168,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path):
         metadata = file.metadata()
     tensors = load_file(tmp_path / LATEST)
     name = "mean.bert.encoder.layer.0.output.dense.weight"
-    model = model_of("high", learn_lam="layer")
+    model = learning_everything()
     for change, message in (
         ({name: np.zeros((3, 2), np.float32)}, rf"{name} is float32 of shape \(3, 2\), expected .* shape \(16, 32\)"),
         ({}, rf"has no tensor {name}, expected one of shape \(16, 32\)"),
@@ -174,7 +183,7 @@ def test_altered_numbers_are_noticed(tmp_path):
     content = bytearray((tmp_path / LATEST).read_bytes())
     content[-7] ^= 1
     (tmp_path / LATEST).write_bytes(content)
-    model = model_of("high", learn_lam="layer")
+    model = learning_everything()
     with pytest.raises(ValueError, match="is damaged: its numbers are not those that were written; the one before"):
         read_checkpoint(tmp_path / LATEST, model.parameters, optimiser_for(model, SETTINGS))
 
