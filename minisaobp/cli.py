@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-from .commands import bench, compare, diagnose, evaluate, generate, train
+from .commands import bench, compare, diagnose, evaluate, generate, pretrain, train
 
-COMMANDS = (compare, train, evaluate, generate, diagnose, bench)
+COMMANDS = (compare, train, pretrain, evaluate, generate, diagnose, bench)
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from minisaobp.commands import pretrain
 from minisaobp.training.adamw import AdamW
 from minisaobp.training.checkpoint import write_checkpoint
 from tests.test_cli import run
@@ -89,8 +90,6 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "bert-huge"], "--preset: expected one of bert-mini.*'bert-huge'"),
-        (["--preset", "bert-mini", "--width", "32"], "--width: not beside --preset"),
         (["--width", "30", "--heads", "4"], "--heads: expected a divisor of hidden_size = 30, got 4"),
         (["--variant", "high", "low", "high"], "--variant: expected 4 values, one per layer, got 3"),
         (["--lam", "nan"], "--lam: expected a number from -80 to 80"),
@@ -109,14 +108,39 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
         (["--resume", "run", "--corpus", "short.txt"], "--corpus: expected that of the run"),
         (["--resume", "run", "--out", "elsewhere"], "--out: expected that of the run"),
         (["--resume", "mixed"], "--resume: .* is a checkpoint of another run than mixed/run.json"),
-        (["--resume", "alien"], "--resume: .*is not of a run that `train` started"),
+        (["--resume", "alien"], "--resume: .*is not of a run that `train` or `pretrain` started"),
         (["--out", "files"], "--out: best is a file in 'files'"),
         (["--out", "run"], "--out: 'run' holds a run; go on with it by --resume run"),
-        (["--preset", "gpt2-mini", "--length", "2000"], "--length: expected at most the 1024 positions of gpt2-mini"),
+        (["--config", "none.toml"], r"--config: none.toml cannot be read \(No such file"),
+        (["--config", "broken.toml"], r"--config: broken.toml cannot be read as TOML \(.*line 2"),
+        (["--config", "binary.toml"], r"--config: binary.toml cannot be read as TOML"),
+        (
+            ["--config", "unknown.toml"],
+            "--config: unknown.toml: preset: no such option; expected some of model, layers,",
+        ),
+        (
+            ["--config", "value.toml"],
+            "--config: value.toml: argument --lam: expected a number from -80 to 80, got '81'",
+        ),
+        (["--config", "flag.toml"], "--config: flag.toml: keep_models: expected true or false, got 1"),
+        (
+            ["--config", "table.toml"],
+            "--config: table.toml: steps: expected a number, a text or a list of them, got {}",
+        ),
+        (["--config", "value.toml", "--resume", "run"], "--config: not beside --resume"),
     ],
 )
 def test_bad_training_options_are_one_line(tmp_path, runs, arguments, message):
     (tmp_path / "short.txt").write_text("too short")
+    for name, text in {
+        "broken": "steps = 3\nlam = [0.1 0.2]",
+        "unknown": 'preset = "bert-mini"',
+        "value": "lam = [0.1, 81]",
+        "flag": "keep_models = 1",
+        "table": "[steps]",
+    }.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    (tmp_path / "binary.toml").write_bytes(b"steps = \xff")
     (tmp_path / "run").symlink_to(runs / "decoder")
     for folder in ("mixed", "alien", "files"):
         (tmp_path / folder).mkdir()
@@ -131,6 +155,61 @@ def test_bad_training_options_are_one_line(tmp_path, runs, arguments, message):
         {"about": {}, "best": None, "interval": []},
     )
     refused(tmp_path, ["train", *arguments], message)
+
+
+def test_a_run_repeats_from_the_config_that_it_wrote(tmp_path, runs):
+    config = tmp_path / "café.toml"
+    config.write_bytes((runs / "encoder" / "config.toml").read_bytes() + b"# a comment\n")
+    done = run("train", "--config", config, "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "config.toml").read_bytes() == (runs / "encoder" / "config.toml").read_bytes()
+    for name in ("best", "last"):
+        weights = [
+            (folder / name / "model.safetensors").read_bytes() for folder in (runs / "encoder", tmp_path / "again")
+        ]
+        assert weights[0] == weights[1]
+    done = run("train", "--config", config, "--out", tmp_path / "other", "--seed", 1, "--variant", "none")
+    assert done.returncode == 2 and "--learn-lam: expected a layer of variant high or low" in done.stderr
+
+
+def test_pretrain_has_the_settings_of_the_paper():
+    asked = {
+        name: pretrain.complete({"preset": name}, pytest.fail) for name in ("bert-mini", "bert-small", "gpt2-medium")
+    }
+    assert [(a["steps"], a["rate"], a["warmup"], a["seed"]) for a in asked.values()] == [
+        (60_000, 5e-5, 3_000, 42),
+        (150_000, 3e-4, 7_500, 42),
+        (245_000, 3e-4, 12_000, 42),
+    ]  # Table 5
+    assert [a["vocabulary"] for a in asked.values()] == [30522, 30522, 50257]
+    shorter = pretrain.complete({"preset": "bert-mini", "steps": 1000, "seed": 7}, pytest.fail)
+    assert (shorter["warmup"], shorter["eval_every"], shorter["rate"], shorter["seed"]) == (50, 100, 5e-5, 7)
+
+
+def test_pretrain_trains_a_model_of_the_paper(tmp_path, runs):
+    options = ["--corpus", runs / "own.txt", "--steps", 2, "--batch", 1, "--length", 16, "--vocabulary", 300]
+    done = run("pretrain", "--preset", "gpt2-mini", "--variant", "high", *options, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    described = json.loads((tmp_path / "out" / "best" / "config.json").read_text())
+    assert (described["n_layer"], described["n_embd"], described["n_head"], described["n_inner"]) == (4, 256, 4, 1024)
+    assert described["lam"] == 0.2 and described["attention_variant"] == "high"
+    assert 'preset = "gpt2-mini"\n' in (tmp_path / "out" / "config.toml").read_text()
+    again = run("pretrain", "--resume", tmp_path / "out")
+    assert again.returncode == 0 and "Best held-out loss" in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--preset: expected the name of a model"),
+        (["--preset", "bert-huge"], "--preset: expected one of bert-mini.*'bert-huge'"),
+        (["--preset", "bert-mini", "--width", "32"], "unrecognized arguments: --width 32"),
+        (["--preset", "gpt2-mini", "--length", "2000"], "--length: expected at most the 1024 positions of gpt2-mini"),
+        (["--preset", "bert-mini", "--variant", "high", "low"], "--variant: expected 4 values, one per layer, got 2"),
+    ],
+)
+def test_bad_options_of_pretrain_are_one_line(tmp_path, arguments, message):
+    refused(tmp_path, ["pretrain", *arguments], message)
 
 
 def test_a_text_that_has_changed_is_refused(tmp_path, runs):
@@ -203,7 +282,8 @@ def refused(folder, arguments, message):
 
 def test_help_explains_every_option():
     for command, names in (
-        ("train", ["resume", "model", "preset", "variant", "lam", "learn-lam", "regulariser", "accumulate", "seed"]),
+        ("train", ["resume", "config", "model", "variant", "lam", "learn-lam", "regulariser", "accumulate", "seed"]),
+        ("pretrain", ["resume", "config", "preset", "variant", "steps", "rate", "warmup", "seed", "corpus"]),
         ("evaluate", ["checkpoint", "text", "length"]),
         ("generate", ["checkpoint", "prompt", "temperature", "top-k"]),
     ):

@@ -5,8 +5,14 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # argparse takes "-1e-3" for an option otherwise
 NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
@@ -52,6 +58,54 @@ def variant(text):
 
 def seed(text):
     return whole(0, 2**63 - 1)(text)
+
+
+def from_toml(path, add, fail):
+    """Options in a TOML file, {name: value}, checked as they are on the command line; add: of the command."""
+    table = read_toml(path, lambda problem: fail(f"argument --config: {problem}"))
+    return from_table(table, add, lambda problem: fail(f"argument --config: {path}: {problem}"))
+
+
+def read_toml(path, fail):
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror})")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fail(f"{path} cannot be read as TOML ({error})")
+
+
+def from_table(table, add, fail):
+    """Options of a command from a table {name: value}, by the command's own parser: what it refuses is refused here."""
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            fail(message)
+
+    parser = Parser(add_help=False, allow_abbrev=False)
+    add(parser)
+    actions = {name[2:].replace("-", "_"): action for name, action in parser._option_string_actions.items()}
+    for name in ("resume", "config"):
+        actions.pop(name, None)
+    arguments = []
+    for name, value in table.items():
+        if name.replace("-", "_") not in actions:
+            fail(f"{name}: no such option; expected some of {', '.join(actions)}")
+        flag = actions[name.replace("-", "_")].nargs == 0
+        if flag != isinstance(value, bool) or isinstance(value, dict):
+            fail(f"{name}: expected {'true or false' if flag else 'a number, a text or a list of them'}, got {value!r}")
+        if value is not False:
+            values = [] if flag else value if isinstance(value, list) else [value]
+            arguments += ["--" + name.replace("_", "-"), *map(str, values)]
+    return vars(parser.parse_args(arguments))
+
+
+def to_toml(options):
+    """Options as the bytes of a TOML file that `from_toml` reads; None is left out."""
+    # JSON writes numbers, lists and texts as TOML reads them
+    given = {name: json.dumps(value, ensure_ascii=False) for name, value in options.items() if value is not None}
+    return "".join(f"{name} = {text}\n" for name, text in given.items()).encode("utf-8", "surrogateescape")
 
 
 def add_device(parser):

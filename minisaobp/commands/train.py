@@ -1,4 +1,7 @@
-"""train: one encoder or decoder on text, in a folder from which it can go on at any time."""
+"""train: one encoder or decoder on text, in a folder from which it can go on at any time.
+
+`pretrain` and `sweep` do the same work with other defaults, by the functions below.
+"""
 
 import argparse
 import json
@@ -7,14 +10,17 @@ import sys
 
 from . import options
 
-NAME, HELP = "train", "train an encoder or decoder; --resume goes on with a run"
+NAME, HELP = "train", "train an encoder or decoder of any size; --resume goes on with a run"
 DESCRIPTION = (
     "Train a BERT-style encoder (masked language model) or a GPT-2-style decoder (causal language model) and write it "
-    "into a folder: best/ and last/ model, metrics.jsonl, and a checkpoint to go on from."
+    "into a folder: best/ and last/ model, metrics.jsonl, config.toml with all options, and a checkpoint to go on from."
 )
-SIZES = {"model": "encoder", "layers": 4, "width": 128, "heads": 4}  # what a preset decides by itself
-DEFAULTS = SIZES | {
-    "preset": None,
+DEFAULTS = {
+    "model": "encoder",
+    "layers": 4,
+    "width": 128,
+    "heads": 4,
+    "preset": None,  # of `pretrain`, which decides all of these
     "corpus": None,
     "vocabulary": 2000,
     "variant": ["original"],
@@ -40,12 +46,20 @@ DEFAULTS = SIZES | {
 
 
 def add(parser):
-    whole, real = options.whole, options.real
-    parser._negative_number_matcher = options.NEGATIVE_NUMBER
+    add, whole = adder(parser, DEFAULTS), options.whole
+    add("--model", "masked or causal language model", choices=["encoder", "decoder"])
+    add("--layers", "blocks", type=whole(1, 10**4))
+    add("--width", "model width", type=whole(1, 10**6))
+    add("--heads", "heads, a divisor of the width", type=whole(1, 10**6))
+    add_others(parser, DEFAULTS, "a tenth of all")
+
+
+def adder(parser, defaults):
+    """A function (name, help, ...) that adds an option, whose default its help shows."""
 
     def add(name, help, **more):
-        # suppressed: beside --resume it matters which options were given
-        shown = DEFAULTS.get(name[2:].replace("-", "_"))
+        # suppressed: beside --resume and --config it matters which options were given
+        shown = defaults.get(name[2:].replace("-", "_"))
         shown = (
             ""
             if shown is None or shown is False
@@ -53,14 +67,17 @@ def add(parser):
         )
         parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **more)
 
+    return add
+
+
+def add_others(parser, defaults, warmup):
+    """Every option but those of the model's size; warmup: what the help says of that default."""
+    add, whole, real = adder(parser, defaults), options.whole, options.real
+    parser._negative_number_matcher = options.NEGATIVE_NUMBER
     add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
         metavar="PATH")  # fmt: skip
-    add("--model", "masked or causal language model", choices=["encoder", "decoder"])
-    add("--preset", "a model of the paper (Table 4): bert-mini, bert-small, bert-medium, gpt2-mini, ...",
-        metavar="NAME")  # fmt: skip
-    add("--layers", "blocks", type=whole(1, 10**4))
-    add("--width", "model width", type=whole(1, 10**6))
-    add("--heads", "heads, a divisor of the width", type=whole(1, 10**6))
+    add("--config", "a TOML file with options, their names as keys, such as the config.toml that every run writes; an "
+        "option given beside it counts", metavar="FILE")  # fmt: skip
     add("--variant", "attention: one, or one per layer", nargs="+", type=options.variant, metavar="NAME")
     add("--lam", "lambda, strength of the Potts factor: one, or one per layer (default: 0.2, or the preset's)",
         nargs="+", type=options.lam)  # fmt: skip
@@ -77,7 +94,7 @@ def add(parser):
     add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
     add("--steps", "training steps", type=whole(1, 10**9))
     add("--rate", "peak learning rate", type=real(0, 10))
-    add("--warmup", "steps until the peak (default: a tenth of all)", type=whole(0, 10**9))
+    add("--warmup", f"steps until the peak (default: {warmup})", type=whole(0, 10**9))
     add("--weight-decay", "of AdamW", type=real(0, 10))
     add("--eval-every", "steps between evaluations and checkpoints (default: a tenth of all)", type=whole(1, 10**9))
     add("--keep-models", "keep the model of every evaluation, in models/step-N, for `diagnose --run`",
@@ -91,40 +108,84 @@ def add(parser):
 
 
 def run(args, fail):
-    from ..results import environment
-    from ..text.dataset import read_dataset
-    from ..training.checkpoint import BEFORE, LATEST
-    from ..training.loop import Settings
-    from ..training.run import Interrupted, train_run
+    work(args, fail, add, complete)
 
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "run", "resume")}
-    resume = vars(args).get("resume")
+
+def work(args, fail, add, complete):
+    """Train, as `train` or `pretrain` was asked to; add and complete: of that command."""
+    from ..training.checkpoint import BEFORE, LATEST
+    from ..training.run import Interrupted
+
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "run", "resume", "config")}
+    resume, config_file = vars(args).get("resume"), vars(args).get("config")
+    if config_file is not None:
+        if resume is not None:
+            fail("argument --config: not beside --resume, whose options are the run's")
+        given = options.from_toml(config_file, add, fail) | given
     if resume is None:
-        asked, checkpoint, about = _complete(given, fail), None, None
+        asked, checkpoint, about = complete(given, fail), None, None
     else:
         asked, checkpoint, about = _resumed(resume, given, fail)
     xp = options.device_library(argparse.Namespace(**asked), fail)
-    causal = _is_causal(asked)
-    _model(asked, 2**16, fail)  # before any work: what is wrong with the options is so for every vocabulary
+    model_of(asked, 2**16, fail)  # before any work: what is wrong with the options is so for every vocabulary
     try:
-        text = read_dataset(asked["corpus"], causal, asked["length"], asked["vocabulary"])
+        text = text_of(asked)
     except ValueError as error:
         fail(f"argument {'--corpus' if resume is None else '--resume, the text of the run'}: {error}")
-    config, model_class = _model(asked, text.vocabulary, fail)
+    config, _ = model_of(asked, text.vocabulary, fail)
     options.check_memory(config, asked["batch"], asked["length"], xp, fail)
     if about is not None and about["text"] != text.fingerprint:
         fail(f"argument --resume: the text is not that of the run in {asked['out']!r}; expected the same files")
-    out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl"), fail)
+    out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl", "config.toml"), fail)
     for name in ("best", "last"):
         if (out / name).exists() and not (out / name).is_dir():
             fail(f"argument --out: {name} is a file in {asked['out']!r}, expected a folder or nothing")
     if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
         fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
+    try:
+        lines = train_in_folder(asked, text, out, xp, fail, checkpoint, about)
+    except (ValueError, FloatingPointError) as error:
+        fail(str(error))
+    except MemoryError as error:
+        fail(
+            f"not enough memory for --batch {asked['batch']} sequences of --length {asked['length']}: lower --batch "
+            f"(and raise --accumulate, for the same steps) or --length; the last checkpoint is intact ({error})"
+        )
+    except Interrupted as interrupt:
+        command = f"python -m minisaobp {args.command} --resume {asked['out']}"
+        print(f"\n{interrupt}\nGo on with: {command}", file=sys.stderr)
+        raise
+    if not lines:
+        print(f"The run is complete: models in {out / 'best'} and {out / 'last'}; its log is lost")
+        return
+    best = min(lines, key=lambda line: line["held_out_loss"])
+    print(
+        f"Best held-out loss {best['held_out_loss']:.3f}, perplexity {best['held_out_perplexity']:.1f}, at step "
+        f"{best['step']}; models in {out / 'best'} and {out / 'last'}, the log in {out / 'metrics.jsonl'}"
+    )
 
+
+def text_of(asked):
+    """The text of a run, a Dataset. Raises ValueError as `read_dataset` does."""
+    from ..text.dataset import read_dataset
+
+    return read_dataset(asked["corpus"], _is_causal(asked), asked["length"], asked["vocabulary"])
+
+
+def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, measures=None):
+    """Train what the options ask for on a text in the folder `out`, or go on from a checkpoint of that run.
+
+    Returns the lines of metrics.jsonl; measures: as of `train_run`, which says what is raised. The folder also gets
+    run.json and config.toml.
+    """
     import numpy as np
 
-    from ..files import write_json
+    from ..files import write_json, write_whole
+    from ..results import environment
+    from ..training.loop import Settings
+    from ..training.run import train_run
 
+    config, model_class = model_of(asked, text.vocabulary, fail)
     model = model_class.initialise(config, np.random.default_rng([asked["seed"], 0])).on(xp)
     settings = Settings(
         steps=asked["steps"],
@@ -143,49 +204,33 @@ def run(args, fail):
     if checkpoint is None or not (out / "run.json").exists():
         record = about | {"environment": environment(), "corpus": text.summary}
         write_json(out / "run.json", record | {"parameters": model.parameters.flat.size})
-    try:
-        lines = train_run(
-            model,
-            text.batches(asked["seed"]),
-            text.held_out_batches(32),
-            settings,
-            out,
-            every=asked["eval_every"],
-            keep_models=asked["keep_models"],
-            about=about,
-            checkpoint=checkpoint,
-            beside={"tokenizer.json": text.tokenizer.to_str().encode()},
-        )
-    except (ValueError, FloatingPointError) as error:
-        fail(str(error))
-    except MemoryError as error:
-        fail(
-            f"not enough memory for --batch {asked['batch']} sequences of --length {asked['length']}: lower --batch "
-            f"(and raise --accumulate, for the same steps) or --length; the last checkpoint is intact ({error})"
-        )
-    except Interrupted as interrupt:
-        print(f"\n{interrupt}\nGo on with: python -m minisaobp train --resume {asked['out']}", file=sys.stderr)
-        raise
-    if not lines:
-        print(f"The run is complete: models in {out / 'best'} and {out / 'last'}; its log is lost")
-        return
-    best = min(lines, key=lambda line: line["held_out_loss"])
-    print(
-        f"Best held-out loss {best['held_out_loss']:.3f}, perplexity {best['held_out_perplexity']:.1f}, at step "
-        f"{best['step']}; models in {out / 'best'} and {out / 'last'}, the log in {out / 'metrics.jsonl'}"
+        described = options.to_toml({name: value for name, value in asked.items() if name != "out"})
+        write_whole(out / "config.toml", lambda file: file.write(described))
+    return train_run(
+        model,
+        text.batches(asked["seed"]),
+        text.held_out_batches(32),
+        settings,
+        out,
+        every=asked["eval_every"],
+        keep_models=asked["keep_models"],
+        about=about,
+        checkpoint=checkpoint,
+        beside={"tokenizer.json": text.tokenizer.to_str().encode()},
+        measures=measures,
     )
 
 
-def _complete(given, fail):
+def complete(given, fail):
     """All options of a new run."""
     asked = DEFAULTS | given
-    if asked["preset"] is not None:
-        for name in SIZES:
-            if name in given:
-                fail(f"argument --{name}: not beside --preset, which decides it")
-        asked |= dict.fromkeys(SIZES)
     if asked["warmup"] is None:
         asked["warmup"] = asked["steps"] // 10
+    return finished(asked)
+
+
+def finished(asked):
+    """The same with what does not depend on the command: the interval of evaluations, paths."""
     if asked["eval_every"] is None:
         asked["eval_every"] = max(1, asked["steps"] // 10)
     if asked["corpus"]:
@@ -203,7 +248,7 @@ def _resumed(path, given, fail):
         fail(f"argument --resume: {error}")
     asked = description["about"].get("options", {}) | {"out": str(file.parent)}
     if asked.keys() != DEFAULTS.keys():
-        fail(f"argument --resume: {file} is not of a run that `train` started: its options are others")
+        fail(f"argument --resume: {file} is not of a run that `train` or `pretrain` started: its options are others")
     try:
         recorded = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))["options"] | {"out": asked["out"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -227,7 +272,7 @@ def _is_causal(asked):
     return asked["model"] == "decoder" or (asked["preset"] or "").startswith("gpt2")
 
 
-def _model(asked, vocabulary, fail):
+def model_of(asked, vocabulary, fail):
     """Config and class of the model."""
     from ..nn import Config, preset
     from ..nn.model import MODELS

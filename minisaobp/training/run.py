@@ -30,16 +30,27 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train_run(
-    model, batches, held_out, settings, directory, *, every, about, checkpoint=None, beside=None, keep_models=False
+    model,
+    batches,
+    held_out,
+    settings,
+    directory,
+    *,
+    every,
+    about,
+    checkpoint=None,
+    beside=None,
+    keep_models=False,
+    measures=None,
 ):
     """Train a model in a directory that exists; returns the lines of metrics.jsonl as dicts.
 
     batches, settings: as of `loop.train`. held_out: list of Batch, evaluated at the start, every `every` steps and at
     the end; the model with the lowest loss on it is in best/. about: JSON that every checkpoint carries. checkpoint: a
     file of this very run to go on from. beside: {name: bytes} of files that belong next to a model. keep_models: also
-    keep the model of every evaluation. Ctrl-C ends the
-    step, writes a checkpoint and raises Interrupted; a second one stops at once, without a checkpoint. Raises
-    FloatingPointError if training diverges, with the checkpoint before it intact.
+    keep the model of every evaluation. measures: a function from the model to JSON, which every line of the log gets
+    under that name. Ctrl-C ends the step, writes a checkpoint and raises Interrupted; a second one stops at once,
+    without a checkpoint. Raises FloatingPointError if training diverges, with the checkpoint before it intact.
     """
     directory = Path(directory)
     optimiser = optimiser_for(model, settings)
@@ -67,6 +78,8 @@ def train_run(
         line = _line(evaluate(model, held_out), optimiser.steps, [float(interval[0]), *interval[1:]])
         if not math.isfinite(line["held_out_loss"]):
             raise FloatingPointError(f"the held-out loss is {line['held_out_loss']} after step {optimiser.steps}")
+        if measures is not None:
+            line["measures"] = measures(model)
         lines.append(line)
         _append(directory / "metrics.jsonl", line)
         names = ["last"]
