@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-from .commands import bench, compare, diagnose, evaluate, generate, pretrain, train
+from .commands import bench, compare, diagnose, evaluate, generate, pretrain, sweep, train
 
-COMMANDS = (compare, train, pretrain, evaluate, generate, diagnose, bench)
+COMMANDS = (compare, train, pretrain, sweep, evaluate, generate, diagnose, bench)
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import metrics
 from .backend import to_host
+from .diagnose import by_layer
 from .files import write_json
 from .nn import Bert
 from .results import environment
-from .text.batches import in_order
 from .text.dataset import HELD_OUT_MASKS, Dataset, read_dataset
 from .training.loop import LOOK_EVERY, Settings, evaluate, optimiser_for, train
 
@@ -67,23 +66,11 @@ def run_variant(task, config, settings, report, xp=np):
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
         "masked_tokens": score.labels,
-        **_measures(model, task),
+        **by_layer(model, task.text.held_out, ("entropy", "gtd", "indirect_entropy"), BATCH_HELD_OUT),
         "seconds_per_step": quartiles[1],
         "seconds_per_step_quartiles": [quartiles[0], quartiles[2]],
         "training_loss": [float(loss) for loss in losses],
     }, _example_map(model, task)
-
-
-def _measures(model, task):
-    """Per layer, mean over heads and held-out sequences of the text as it stands, nothing masked."""
-    sums = {"entropy": 0, "gtd": 0, "indirect_entropy": 0}
-    functions = (metrics.attention_entropy, metrics.gtd, metrics.indirect_entropy)
-    for batch in in_order(task.text.held_out, BATCH_HELD_OUT):
-        valid = batch.attention_mask
-        maps = to_host(model.attention_maps(batch.ids, valid))  # [layers, B, H, L, L]
-        for name, function in zip(sums, functions, strict=True):
-            sums[name] += function(maps, valid=valid[:, None]).mean(axis=2).sum(axis=1, dtype=np.float64)
-    return {name: [float(x) for x in total / len(task.text.held_out.ids)] for name, total in sums.items()}
 
 
 def _example_map(model, task):

@@ -1,0 +1,285 @@
+"""sweep: what a study says, its runs, killed anywhere, and the statistics of its table."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minisaobp import cli
+from minisaobp.commands import train
+from minisaobp.sweep import bootstrap_interval, compare_arms, read_results, study_of
+from tests.training.test_run import without_seconds
+
+SETTINGS = """
+[settings]
+layers = 1
+width = 16
+heads = 2
+length = 16
+batch = 2
+vocabulary = 300
+steps = 4
+eval_every = 2
+"""
+
+
+def write_study(folder, head, settings=SETTINGS):
+    folder.mkdir(exist_ok=True)
+    text = folder / "own.txt"
+    text.write_text("\n\n".join(f"Sentence {n} says that {n * n} is its square." for n in range(150)))
+    (folder / "config.toml").write_text(f"{head}\n{settings}corpus = [{str(text)!r}]\n")
+    return folder / "config.toml"
+
+
+def sweep(config, *more):
+    assert cli.main(["sweep", str(config), "--runs", str(config.parent / "runs"), *more]) == 0
+    return [json.loads(line) for line in (config.parent / "results.jsonl").read_text().splitlines()]
+
+
+HEAD = """
+variants = ["original", "high", ["linear"]]
+seeds = [0, 1]
+
+[arms.rival]
+regulariser = "entropy"
+regulariser_strength = 0.1
+
+[search]
+rates = [1e-3, 1e-2]
+seeds = [7]
+steps = 2
+
+[check]
+arm = "high"
+seeds = [8, 9]
+steps = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = write_study(tmp_path_factory.mktemp("study"), HEAD)
+    return config, sweep(config)
+
+
+def test_every_run_is_one_line(finished):
+    config, lines = finished
+    arms = ["original", "high", "linear", "rival"]
+    names = [(line["stage"], line["arm"], line["seed"]) for line in lines]
+    assert names == [("search", arm, 7) for arm in arms for _ in range(2)] + [
+        *(("run", arm, seed) for seed in (0, 1) for arm in arms),
+        *(("check", "high", seed) for seed in (8, 9)),
+    ]
+    rates = {}
+    for line in lines:
+        if line["stage"] == "search":
+            found = line["measures"]["held_out_loss"], line["configuration"]["rate"]
+            rates[line["arm"]] = min(found, rates.get(line["arm"], found))
+        elif line["stage"] == "run":
+            assert line["configuration"]["rate"] == rates[line["arm"]][1]
+            assert [point["step"] for point in line["curves"]] == [0, 2, 4]
+    rival = lines[-3]
+    assert rival["configuration"]["regulariser"] == "entropy" and rival["configuration"]["seed"] == rival["seed"] == 1
+    assert {"entropy", "indirect_entropy", "gtd", "sparsity", "theta"} <= rival["curves"][1]["measures"].keys()
+    assert len(rival["measures"]["gtd"]) == 1 and rival["environment"]["numpy"] and rival["device"] == "cpu"
+    assert rival["commit"] is None or len(rival["commit"].rstrip("+")) == 40
+    runs = config.parent / "runs" / "run"
+    assert (runs / "rival-seed-1" / "last" / "model.safetensors").exists() and not list(runs.rglob("checkpoint*"))
+    table = (config.parent / "table.md").read_text()
+    assert "| held out loss       | rival" in table and "Learning rates: the best of 0.001, 0.01 after 2 steps" in table
+
+
+def test_what_is_done_is_skipped_and_new_arms_are_added(finished, monkeypatch, tmp_path):
+    config, lines = finished
+    trained = []
+    real = train.train_in_folder
+    monkeypatch.setattr(
+        train, "train_in_folder", lambda asked, *x, **y: (trained.append(asked), real(asked, *x, **y))[1]
+    )
+    assert sweep(config) == lines and not trained
+    more = tmp_path / "config.toml"
+    more.write_text(config.read_text().replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
+    # killed while it wrote a line
+    (tmp_path / "results.jsonl").write_text((config.parent / "results.jsonl").read_text() + '{"stage": "ru')
+    assert sweep(more)[: len(lines)] == lines
+    assert sorted((asked["variant"][0], asked["seed"]) for asked in trained) == [
+        ("high", 2), ("linear", 2), ("original", 2), ("original", 2)
+    ]  # fmt: skip
+
+
+def test_check_repeats_what_is_recorded(finished, capsys, tmp_path):
+    config, lines = finished
+    before = (config.parent / "results.jsonl").read_bytes()
+    assert sweep(config, "--check") == lines and "Every number lies within" in capsys.readouterr().out
+    assert (config.parent / "results.jsonl").read_bytes() == before
+    (tmp_path / "config.toml").write_text(config.read_text())
+    changed = json.loads(json.dumps(lines))
+    for line in changed[-2:]:
+        line["measures"]["gtd"][0] += 0.1
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    refused(
+        tmp_path / "config.toml", "not within what the recorded runs differ by: gtd of seed 8, gtd", capsys, "--check"
+    )
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    refused(tmp_path / "config.toml", "has not all runs of the stage check", capsys, "--check")
+
+
+def refused(config, message, capsys, *more):
+    before = sorted(path for path in config.parent.rglob("*"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        sweep(config, *more)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    assert stopped.value.code == 2 and len(errors) == 1 and message in errors[0], errors
+    assert sorted(path for path in config.parent.rglob("*")) == before
+
+
+def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, capsys):
+    config, lines = finished
+    (tmp_path / "config.toml").write_text(config.read_text().replace("steps = 4", "steps = 5"))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "runs").mkdir()
+    refused(
+        tmp_path / "config.toml", "run: original, seed 0 was run with steps = 4, now it is 5; change it back", capsys
+    )
+    (tmp_path / "config.toml").write_text(config.read_text().replace("batch = 2", "batch = 3"))
+    refused(tmp_path / "config.toml", "check: high, seed 8 was run with batch = 2, now it is 3", capsys, "--check")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("variants = []", "variants: expected a list of distinct values, got []"),
+        ("seeds = [0]", "variants: expected at least one, or an arm"),
+        ("variants = ['original', 'original']", "variants: expected a list of distinct values"),
+        ("variants = ['hi']", "run: hi, seed 0: argument --variant: expected one or more of original"),
+        ("variants = [['high', 'low']]", "run: high-low, seed 0: argument --variant: expected 1 values, one per layer"),
+        ("variants = ['high']\nlams = [100]", "run: high, seed 0: argument --lam: expected a number from -80 to 80"),
+        ("variants = ['high']\nlams = 0.2", "lams: expected a list, got 0.2"),
+        ("variants = ['high']\nseeds = [true]", "seeds: expected a list, got [True]"),
+        ("variants = ['high']\nbaseline = 'low'", "baseline: expected one of high, got 'low'"),
+        ("variants = ['high']\nsequences = -1", "sequences: expected a whole number >= 0"),
+        ("variants = ['high']\nvariant = 3", "variant: no such key; expected some of arms, baseline"),
+        ("[arms.a]\nseed = 3", "arms.a.seed: not an option of one run of a study"),
+        ("[arms.'a/b']\nlam = 3", "arms.a/b: expected options under a new name"),
+        ("[arms.a]\nlamda = 3", "run: a, seed 0: lamda: no such option; expected some of"),
+        ("[arms.a]\n[search]\nrates = [1]", "search: expected rates, seeds and steps, got rates"),
+        ("[arms.a]\n[search]\nrates = []\nseeds = [1]\nsteps = 1", "rates: expected a list of distinct values"),
+        ("[arms.a]\n[search]\nrates = [99]\nseeds = [1]\nsteps = 1", "argument --rate: expected a number from 0 to 10"),
+        ("[arms.a]\n[check]\narm = 'b'\nseeds = [1]\nsteps = 1", "check.arm: expected one of a, got 'b'"),
+        ("variants = [", "cannot be read as TOML"),
+    ],
+)
+def test_a_bad_study_is_one_line(tmp_path, capsys, head, message):
+    refused(write_study(tmp_path, head), message, capsys)
+
+
+def test_bad_results_are_one_line(tmp_path, capsys):
+    config = write_study(tmp_path, "variants = ['original']")
+    (tmp_path / "results.jsonl").write_text('{"stage": "run"}\n')
+    refused(config, "results.jsonl, line 1: expected the JSON of one run (keys are missing)", capsys)
+    (tmp_path / "results.jsonl").unlink()
+    refused(config, "the study has no stage check", capsys, "--check")
+    refused(tmp_path / "none.toml", "none.toml cannot be read", capsys)
+
+
+def test_a_run_that_diverges_is_listed(tmp_path):
+    head = "variants = ['original']\nseeds = [0]\n[arms.wild]\nrate = 10.0\nweight_decay = 10.0\nwarmup = 0\n"
+    lines = sweep(write_study(tmp_path, head, SETTINGS.replace("steps = 4", "steps = 40")))
+    assert [line["failed"] is None for line in lines] == [True, False] and lines[1]["measures"] == {}
+    assert "diverges" in lines[1]["failed"] or "held-out loss is" in lines[1]["failed"]
+    table = (tmp_path / "table.md").read_text()
+    assert "Failed, and in no mean:\n\n- run: wild, seed 0: " in table and "0 + 1 failed" in table
+
+
+def test_a_study_of_the_papers_models(tmp_path):
+    head = "variants = ['original']\nseeds = [0]\nsequences = 0"
+    settings = "\n[settings]\npreset = 'gpt2-mini'\nvocabulary = 300\nlength = 8\nbatch = 1\nsteps = 1\n"
+    (line,) = sweep(write_study(tmp_path, head, settings))
+    assert line["configuration"]["preset"] == "gpt2-mini" and line["configuration"]["rate"] == 5e-5
+    assert line["measures"].keys() == {"held_out_loss", "held_out_perplexity", "held_out_accuracy"}
+
+
+def test_killed_again_and_again_it_ends_with_the_same_results(tmp_path):
+    head = "variants = ['high']\nseeds = [0, 1]\n[arms.rival]\nregulariser = 'entropy'\nregulariser_strength = 0.1\n"
+    settings = SETTINGS.replace("steps = 4", "steps = 100").replace("eval_every = 2", "eval_every = 7")
+    whole = write_study(tmp_path / "whole", head, settings)
+    cut = tmp_path / "cut" / "config.toml"
+    cut.parent.mkdir()
+    cut.write_bytes(whole.read_bytes())
+    wanted = sweep(whole)
+    command = [sys.executable, "-m", "minisaobp", "sweep", str(cut), "--runs", str(cut.parent / "runs")]
+    kills, logs = 0, lambda: sum(p.read_bytes().count(b"\n") for p in cut.parent.glob("runs/run/*/metrics.jsonl"))
+    while kills < 4:
+        now = before = logs()
+        deadline = time.monotonic() + 60
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and now < before + 9 and time.monotonic() < deadline:
+            now = logs()
+            assert now >= before - 1  # it goes on: at most the evaluation that had no checkpoint yet is done again
+            time.sleep(0.005)
+        time.sleep(0.017 * kills)
+        process.kill()
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert kills >= 3
+    found = sweep(cut)
+    for line in (*wanted, *found):
+        line["curves"] = without_seconds(line["curves"])
+    assert found == wanted
+    assert (cut.parent / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
+    for path in (tmp_path / "whole" / "runs").rglob("model.safetensors"):
+        assert path.read_bytes() == (cut.parent / "runs" / path.relative_to(whole.parent / "runs")).read_bytes()
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def line(arm, seed, loss, failed=None):
+    measures = {} if failed else {"held_out_loss": loss, "gtd": [loss, loss + 2]}
+    return {"stage": "run", "arm": arm, "seed": seed, "measures": measures, "failed": failed}
+
+
+def test_means_deviations_and_paired_differences():
+    study = study_of({"variants": ["original", "high"], "seeds": [0, 1, 2]})
+    results = [line("original", 0, 10.0), line("original", 1, 20.0), line("original", 2, 60.0)]
+    results += [
+        line("high", 0, 9.0),
+        line("high", 1, 18.0),
+        line("high", 3, 1.0),
+        line("high", 2, 0, failed="diverges"),
+    ]
+    rows = {(row["measure"], row["arm"]): row for row in compare_arms(study, results)}
+    assert rows.keys() == set(itertools.product(("held_out_loss", "gtd"), ("original", "high")))
+    base, high = rows["held_out_loss", "original"], rows["held_out_loss", "high"]
+    assert (base["mean"], base["runs"], base["difference"], base["interval"]) == (30, 3, None, None)
+    assert base["deviation"] == pytest.approx(np.sqrt((400 + 100 + 900) / 2))
+    assert (high["runs"], high["failed"], high["pairs"], high["difference"]) == (3, 1, 2, -1.5)  # of -1 and -2
+    assert high["interval"] == [-2, -1] and rows["gtd", "high"]["difference"] == -1.5
+    alone = compare_arms(study, [line("high", 0, 9.0)])
+    assert [row["difference"] for row in alone] == [None] * 4 and alone[1]["deviation"] is None
+
+
+def test_the_bootstrap_against_every_resample():
+    differences = [-1.0, 0.5, 2.0, -0.3, 0.9]
+    means = [np.mean(drawn) for drawn in itertools.product(differences, repeat=5)]  # all 3125
+    # 10,000 draws: a quantile near 2.5% has a standard deviation of sqrt(0.025 * 0.975 / 10000) / density = 0.02
+    np.testing.assert_allclose(bootstrap_interval(differences), np.quantile(means, [0.025, 0.975]), atol=0.08)
+    assert bootstrap_interval([1.0]) is None and bootstrap_interval([2.0, 2.0]) == [2.0, 2.0]
+
+
+def test_half_a_line_is_left_out_and_a_broken_one_is_named(tmp_path):
+    keys = ("stage", "arm", "seed", "configuration", "text", "curves", "measures", "failed")
+    whole = json.dumps(dict.fromkeys(keys)) + "\n"
+    path = tmp_path / "results.jsonl"
+    path.write_text(whole + whole[:10])
+    assert read_results(path) == ([dict.fromkeys(keys)], len(whole))
+    path.write_text("5\n" + whole)
+    with pytest.raises(ValueError, match=r"results.jsonl, line 1: expected the JSON of one run"):
+        read_results(path)
+    assert read_results(tmp_path / "none") == ([], 0)
