@@ -107,6 +107,8 @@ def study_of(table):
         own_lams = lams if {"high", "low"} & set(variant if isinstance(variant, list) else [variant]) else []
         for lam in own_lams or [None]:
             arm = name if len(own_lams) < 2 else f"{name}-lam{lam:g}"
+            if arm in arms:
+                raise ValueError(f"variants: expected each once, got {arm} twice")
             arms[arm] = {"variant": variant} | ({} if lam is None else {"lam": lam})
     for name, options in _table(table, "arms").items():
         if name in arms or not isinstance(options, dict) or not name.replace("-", "").replace("_", "").isalnum():
@@ -307,8 +309,9 @@ def table(study, rows, results):
         "narrow where seeds are few."
     ]
     if study.search:
-        rates = ", ".join(f"{arm} {best_rate(study, arm, results):g}" for arm in study.arms)
-        search = study.search
+        search, best = study.search, {arm: best_rate(study, arm, results) for arm in study.arms}
+        ends = (min(search["rates"]), max(search["rates"]))
+        rates = ", ".join(f"{arm} {rate:g}{' (an end of the range)' * (rate in ends)}" for arm, rate in best.items())
         notes.append(
             f"Learning rates: the best of {', '.join(f'{rate:g}' for rate in search['rates'])} after {search['steps']} "
             f"steps, mean over {len(search['seeds'])} seed(s), the same search for every arm: {rates}."

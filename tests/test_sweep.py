@@ -158,6 +158,7 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("variants = ['original', 'original']", "variants: expected a list of distinct values"),
         ("variants = ['hi']", "run: hi, seed 0: argument --variant: expected one or more of original"),
         ("variants = [['high', 'low']]", "run: high-low, seed 0: argument --variant: expected 1 values, one per layer"),
+        ("variants = ['high', ['high']]", "variants: expected each once, got high twice"),
         ("variants = ['high']\nlams = [100]", "run: high, seed 0: argument --lam: expected a number from -80 to 80"),
         ("variants = ['high']\nlams = 0.2", "lams: expected a list, got 0.2"),
         ("variants = ['high']\nseeds = [true]", "seeds: expected a list, got [True]"),

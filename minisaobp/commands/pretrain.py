@@ -30,10 +30,18 @@ DEFAULTS = train.DEFAULTS | {
 
 
 def add(parser):
-    add = train.adder(parser, DEFAULTS)
+    of_the_paper = {
+        "vocabulary": "30522, of a decoder 50257",
+        "lam": "the paper's for that size",
+        "steps": "of mini 60000, small 150000, medium 245000",
+        "rate": "of mini 5e-5, of the others 3e-4",
+        "warmup": "the paper's share of the steps: 3000, 7500, 12000 of its own",
+    }
+    shown = DEFAULTS | of_the_paper
+    add = train.adder(parser, shown)
     add("--preset", "the model (Table 4): bert-mini, bert-small, bert-medium, gpt2-mini, gpt2-small or gpt2-medium",
         metavar="NAME", type=_preset)  # fmt: skip
-    train.add_others(parser, DEFAULTS, "the paper's share of all: of its steps its warm-up")
+    train.add_others(parser, shown)
 
 
 def _preset(text):

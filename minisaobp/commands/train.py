@@ -46,41 +46,38 @@ DEFAULTS = {
 
 
 def add(parser):
-    add, whole = adder(parser, DEFAULTS), options.whole
+    shown = DEFAULTS | {"warmup": "a tenth of all", "lam": 0.2}
+    add, whole = adder(parser, shown), options.whole
     add("--model", "masked or causal language model", choices=["encoder", "decoder"])
     add("--layers", "blocks", type=whole(1, 10**4))
     add("--width", "model width", type=whole(1, 10**6))
     add("--heads", "heads, a divisor of the width", type=whole(1, 10**6))
-    add_others(parser, DEFAULTS, "a tenth of all")
+    add_others(parser, shown)
 
 
-def adder(parser, defaults):
-    """A function (name, help, ...) that adds an option, whose default its help shows."""
+def adder(parser, shown):
+    """A function (name, help, ...) that adds an option; shown: what its help says of the default, {name: value}."""
 
     def add(name, help, **more):
+        value = shown.get(name[2:].replace("-", "_"))
+        if value is not None and value is not False:
+            help += f" (default: {' '.join(value) if isinstance(value, list) else value})"
         # suppressed: beside --resume and --config it matters which options were given
-        shown = defaults.get(name[2:].replace("-", "_"))
-        shown = (
-            ""
-            if shown is None or shown is False
-            else f" (default: {' '.join(shown) if isinstance(shown, list) else shown})"
-        )
-        parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **more)
+        parser.add_argument(name, default=argparse.SUPPRESS, help=help, **more)
 
     return add
 
 
-def add_others(parser, defaults, warmup):
-    """Every option but those of the model's size; warmup: what the help says of that default."""
-    add, whole, real = adder(parser, defaults), options.whole, options.real
+def add_others(parser, shown):
+    """Every option but those of the model's size; shown: as of `adder`."""
+    add, whole, real = adder(parser, shown), options.whole, options.real
     parser._negative_number_matcher = options.NEGATIVE_NUMBER
     add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
         metavar="PATH")  # fmt: skip
     add("--config", "a TOML file with options, their names as keys, such as the config.toml that every run writes; an "
         "option given beside it counts", metavar="FILE")  # fmt: skip
     add("--variant", "attention: one, or one per layer", nargs="+", type=options.variant, metavar="NAME")
-    add("--lam", "lambda, strength of the Potts factor: one, or one per layer (default: 0.2, or the preset's)",
-        nargs="+", type=options.lam)  # fmt: skip
+    add("--lam", "lambda, strength of the Potts factor: one, or one per layer", nargs="+", type=options.lam)
     add("--learn-lam", "train lambda, one per layer or one per head (default: fixed)", choices=["layer", "head"])
     add("--regulariser", "a penalty added to the loss: on attention's entropy (Jha & Reagen 2025) or on the spectrum "
         "of queries and keys (Bao et al. 2024)", choices=["entropy", "eigen"])  # fmt: skip
@@ -94,7 +91,7 @@ def add_others(parser, defaults, warmup):
     add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
     add("--steps", "training steps", type=whole(1, 10**9))
     add("--rate", "peak learning rate", type=real(0, 10))
-    add("--warmup", f"steps until the peak (default: {warmup})", type=whole(0, 10**9))
+    add("--warmup", "steps until the peak", type=whole(0, 10**9))
     add("--weight-decay", "of AdamW", type=real(0, 10))
     add("--eval-every", "steps between evaluations and checkpoints (default: a tenth of all)", type=whole(1, 10**9))
     add("--keep-models", "keep the model of every evaluation, in models/step-N, for `diagnose --run`",
