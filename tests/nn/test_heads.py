@@ -28,6 +28,14 @@ def tiny(head, **changes):
     return model
 
 
+@pytest.mark.parametrize("regulariser", ["entropy", "eigen"])
+@pytest.mark.parametrize("head", BATCHES)
+def test_a_regulariser_adds_to_the_loss_of_every_head(head, regulariser):
+    model = tiny(head, regulariser=regulariser, regulariser_strength=0.5)
+    unseen = ["key.bias", *{"multiple_choice": ["classifier.bias"], "span": ["qa_outputs.bias"]}.get(head, [])]
+    check_model(model, BATCHES[head], np.random.default_rng(0), without_gradient=unseen)
+
+
 @pytest.mark.parametrize("head", BATCHES)
 @pytest.mark.parametrize("learn_lam", [None, "layer", "head"])
 def test_gradient_of_every_parameter(head, learn_lam):

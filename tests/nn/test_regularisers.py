@@ -44,6 +44,13 @@ def test_eigenvalues_that_move_together_cost_the_same():
     np.testing.assert_allclose(costs, 4 * np.var(np.diag(spectrum)), rtol=1e-12)
 
 
-def test_an_antisymmetric_part_lowers_it_without_limit():
-    rotation = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    assert [eigen_penalty(*maps_of(s * rotation))[0] for s in (1, 10, 100)] == [-2, -200, -20000]
+def test_an_antisymmetric_part_costs_what_a_symmetric_one_does():
+    rotation, reflection = np.array([[0.0, 1.0], [-1.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    for M in (rotation, reflection):
+        assert [eigen_penalty(*maps_of(s * M))[0] for s in (1, 10)] == [2, 200]
+    assert np.trace(rotation @ rotation) == -2  # tr(W^2) would have no least value
+
+
+def test_it_is_never_negative():
+    rng = np.random.default_rng(0)
+    assert all(eigen_penalty(*rng.standard_normal((2, 1, 3, 5)))[0] > 0 for _ in range(200))

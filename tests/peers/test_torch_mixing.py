@@ -94,7 +94,7 @@ def test_eigen_penalty():
     total = 0
     for q, k in zip(*maps, strict=True):
         W = q.T @ k
-        total = total + (torch.trace(W @ W) - torch.trace(W) ** 2 / E) / H
+        total = total + (torch.trace(W @ W.T) - torch.trace(W) ** 2 / E) / H
     total.backward()
     assert ours[0] == pytest.approx(total.item(), rel=1e-12)
     for d, m in zip(eigen_penalty_backward(1.0, ours[1]), maps, strict=True):
