@@ -117,7 +117,7 @@ def test_help_explains_every_option():
     [
         (["--lam", "nan"], "--lam: expected a number from -80 to 80, got 'nan'"),
         (["--lam", "big"], "--lam: .*'big'"),
-        (["--variants", "original", "hi"], "--variants: .*original, high, low, elemmul, got 'hi'"),
+        (["--variants", "original", "hi"], "--variants: .*original, high, low, elemmul, none, .*linear, got 'hi'"),
         (["--variants", "high", "high"], "--variants: .*each name once"),
         (["--heads", "3", "--width", "16"], "--heads: expected a divisor of --width 16, got 3"),
         (["--steps", "0"], "--steps: expected a whole number from 1 to 1000000000, got '0'"),
