@@ -126,7 +126,7 @@ class Runner:
         asked = self.asked(job)
         refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
         config, _ = train.model_of(asked, 2**16, refuse)
-        options.check_memory(config, asked["batch"], asked["length"], refuse)
+        options.check_memory(config, asked["batch"], asked["length"], self.xp, refuse)
 
     def configuration(self, job):
         """What a result records of the options: nothing of the machine, paths as the study gives them."""
