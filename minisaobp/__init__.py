@@ -10,6 +10,7 @@ from .bp import (
     streaming_attention,
     streaming_attention_backward,
 )
+from .crosscheck import crosscheck
 from .metrics import (
     attention_entropy,
     betweenness,
@@ -31,6 +32,7 @@ __all__ = [
     "betweenness",
     "clustering_coefficient",
     "cross_layer_gtd",
+    "crosscheck",
     "from_pretrained",
     "gtd",
     "gtd_backward",

@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-from .commands import bench, compare, diagnose, evaluate, generate, pretrain, sweep, train
+from .commands import bench, compare, crosscheck, diagnose, evaluate, generate, pretrain, sweep, train
 
-COMMANDS = (compare, train, pretrain, sweep, evaluate, generate, diagnose, bench)
+COMMANDS = (compare, train, pretrain, sweep, evaluate, generate, diagnose, crosscheck, bench)
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +32,7 @@ def main(arguments=None):
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it was closed
         stream.reconfigure(errors="backslashreplace")  # a file's name need not fit the terminal's encoding
     try:
-        args.run(args, lambda message: parser.exit(2, f"{prefix}: error: {message}\n"))
+        code = args.run(args, lambda message: parser.exit(2, f"{prefix}: error: {message}\n"))
     except KeyboardInterrupt:
         print(f"{prefix}: interrupted", file=sys.stderr)
         return 130
@@ -45,4 +45,4 @@ def main(arguments=None):
         return 1
     except OSError as error:  # a disk that is full, say
         return parser.exit(2, f"{prefix}: error: {error}\n")
-    return 0
+    return code or 0
