@@ -98,7 +98,9 @@ def _export(args, fail):
     asked = _asked(args, fail) | {"arrays": "files"}
     folder = options.writable_folder(args.export, (MANIFEST,), fail)
     if any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        fail(f"argument --export: {args.export!r} has other files, expected a new or empty folder, or an earlier export")
+        fail(
+            f"argument --export: {args.export!r} has other files, expected a new or empty folder, or an earlier export"
+        )
     count = export(folder, asked, args.format or "safetensors")
     answer = "output.safetensors" if (args.format or "safetensors") == "safetensors" else "B.npy"
     if asked["what"] != "refine" and args.format == "npy":

@@ -83,7 +83,9 @@ def seed_of(name):
 
 def integers(seed, shape, bits):
     """Whole numbers below 2^bits, int64."""
-    return (np.random.PCG64(seed).random_raw(int(np.prod(shape))) >> np.uint64(64 - bits)).astype(np.int64).reshape(shape)
+    return (
+        (np.random.PCG64(seed).random_raw(int(np.prod(shape))) >> np.uint64(64 - bits)).astype(np.int64).reshape(shape)
+    )
 
 
 def attention(seed, shape, causal=False, valid=None, spread=3):
@@ -219,7 +221,12 @@ def judged_cases(what, variant, causal, seed, max_length=1024):
 def _long_cases(variant, causal, max_length):
     """Where a direct product of messages leaves the range of its dtype."""
     cases = []
-    for L, lam, dtype in ((512, 0.2, "float32"), (1024, 0.2, "float32"), (1024, -0.2, "float32"), (1024, 1.0, "float64")):
+    for L, lam, dtype in (
+        (512, 0.2, "float32"),
+        (1024, 0.2, "float32"),
+        (1024, -0.2, "float32"),
+        (1024, 1.0, "float64"),
+    ):
         if L <= max_length:
             own = f"{variant}-{'causal' if causal else 'encoder'}-L{L}-lam{lam:g}-{dtype}"
             A = attention(seed_of(own), (1, 1, L, L), causal)
@@ -235,7 +242,7 @@ def _drawn_cases(what, variant, causal, seed, count=10):
     rng = np.random.default_rng(seed)
     cases = []
     for n in range(count):
-        L = int(round(2 ** rng.uniform(1, 8)))
+        L = round(2 ** rng.uniform(1, 8))
         lam = round(float(rng.uniform(-1, 2)), 3)
         shape = (int(rng.integers(1, 3)), int(rng.integers(1, 4)), L, L) if L < 40 else (1, 1, L, L)
         own = int(np.random.SeedSequence([seed, n]).generate_state(1)[0])

@@ -92,14 +92,18 @@ class Answers:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, NotExported):
                 raise
-            raise NotExported(f"{path} is not what crosscheck --export wrote ({type(error).__name__}: {error})") from None
+            raise NotExported(
+                f"{path} is not what crosscheck --export wrote ({type(error).__name__}: {error})"
+            ) from None
         fingerprint = [sha256(data) for case in self.cases for data in _files_of(case, asked, form)[0].values()]
         if manifest.get("sha256") != sha256("".join(fingerprint).encode()):
             raise NotExported(f"{path} was written by another version of minisaobp: export again")
         self.folder = folder
         answered = [case for case in self.cases if self._exists(case)]
         if not answered:
-            raise NotExported(f"{folder} has no answer: expected output.safetensors or {self.wanted[0]}.npy in the cases")
+            raise NotExported(
+                f"{folder} has no answer: expected output.safetensors or {self.wanted[0]}.npy in the cases"
+            )
         self.takes_valid = any(case.valid is not None for case in answered)
 
     def _exists(self, case):
@@ -114,7 +118,9 @@ class Answers:
             if (own / "output.safetensors").exists():
                 tensors = read_safetensors(own / "output.safetensors")
             else:
-                tensors = {name: read_npy(own / f"{name}.npy") for name in self.wanted if (own / f"{name}.npy").exists()}
+                tensors = {
+                    name: read_npy(own / f"{name}.npy") for name in self.wanted if (own / f"{name}.npy").exists()
+                }
         except NotTensors as error:
             return {"missing": f"has no answer that can be read: {error}"}
         if first not in tensors:

@@ -26,7 +26,8 @@ class Explanation:
 
     readings: list = dataclasses.field(default_factory=list)
     lines: list = dataclasses.field(default_factory=list)
-    together: bool = False  # the readings fit together, two faults at once; else each by itself
+    together: bool = False  # the first two fit together only, two faults at once
+    alternatives: int = 1  # how many of the first readings say the same of all that was asked
     explained: int = 0  # failing cases with numbers that they explain
     failing: int = 0
 
@@ -37,11 +38,10 @@ def explain(outcomes, asked, ask):
     judged = [o for o in outcomes if o.case.must and _has_numbers(o)]
     found = Explanation(failing=len(failing))
     broken = [o for o in judged if not o.passed and _broken(o)]
-    if broken:  # near the end of a dtype's range a product may lose some labels and not all
+    if any(not _has_empty_row(o.case) for o in broken):  # near the end of its range a product may lose some labels only
         broken += [o for o in judged if not o.passed and o not in broken and _beyond_range(o.case)]
     finite = [o for o in judged if o not in broken]
-    wrong = [o for o in finite if not o.passed and o.where is not None or o.kind == "shape"]
-    wrong = [o for o in wrong if o.kind != "gradient"]
+    wrong = [o for o in finite if not o.passed and (o.where is not None or o.kind == "shape")]
     if wrong:
         _explain_numbers(found, wrong, [o for o in finite if o.passed], asked, ask)
     if broken:
@@ -86,16 +86,18 @@ POISON = Reading(
 
 
 def _explain_broken(found, broken, judged, asked, ask):
-    emptied = [o for o in broken if (_visible(o.case).sum(-1) == 0).any()]
+    emptied = [o for o in broken if _has_empty_row(o.case)]
     rest = [o for o in broken if o not in emptied]
-    if emptied and not any(o.passed and o.case.must and (_visible(o.case).sum(-1) == 0).any() for o in judged):
+    if emptied and not any(o.passed and _has_empty_row(o.case) for o in judged):
         found.readings.append(POISON)
         found.explained += len(emptied)
     if asked["what"] != "refine" or asked["variant"] not in readings.POTTS or not rest:
         return
     passed = [o for o in judged if o not in broken]
-    for size in (_direct_size, _closed_size):
-        limits = {d: max([size(o.case) for o in passed if o.case.dtype == d], default=0) for d in ("float32", "float64")}
+    for size in (_direct_size, _closed_size, _lambda_size):
+        limits = {
+            d: max([size(o.case) for o in passed if o.case.dtype == d], default=0) for d in ("float32", "float64")
+        }
         if all(size(o.case) > max(limits[o.case.dtype], 5) for o in rest):
             found.readings.append(OVERFLOW)
             found.explained += len(rest)
@@ -104,9 +106,9 @@ def _explain_broken(found, broken, judged, asked, ask):
     found.lines.append(f"not finite in {len(rest)} cases, first {rest[0].case.id}")
 
 
-def _visible(case):
+def _has_empty_row(case):
     A = case.A if case.valid is None else case.A * (case.valid[..., :, None] & case.valid[..., None, :])
-    return np.tril(A) if case.causal else A
+    return bool(((np.tril(A) if case.causal else A).sum(-1) == 0).any())
 
 
 def _signed(case):
@@ -122,6 +124,12 @@ def _direct_size(case):
 def _closed_size(case):
     """The same without the constant e^lambda of every message."""
     return float(abs(np.log1p(np.expm1(-_signed(case)) * case.A).sum(-2)).max())
+
+
+def _lambda_size(case):
+    """The same with lambda for e^lambda."""
+    lam = _signed(case)
+    return float(abs(np.log(np.maximum(abs(case.A + lam * (1 - case.A)), 1e-300)).sum(-2)).max())
 
 
 def _beyond_range(case):
@@ -161,16 +169,17 @@ def _explain_numbers(found, wrong, right, asked, ask):
         known = readings.known(asked["variant"], asked["causal"])
     else:
         known = metric_readings.known(asked["what"])
-    if all(o.kind != "shape" and o.error <= NEAR * max(1.0, o.tolerance / 1e-9) for o in small):
-        if small[0].case.dtype == "float64":
-            found.readings.append(SINGLE)
-            found.lines.append(f"the largest difference is {max(o.error for o in small):.1g}")
-            found.explained += len(wrong)
-            return
+    near = all(o.kind != "shape" and o.error <= NEAR * max(1.0, o.tolerance / 1e-9) for o in small)
+    if near and small[0].case.dtype == "float64":
+        found.readings.append(SINGLE)
+        found.lines.append(f"the largest difference is {max(o.error for o in small):.1g}")
+        found.explained += len(wrong)
+        return
     for others in (right, []):  # a reading explains everything, or at least everything that is wrong
         fitting = [r for r in known if any(_fits(form, small, others) for form in r.forms)]
         if fitting:
             found.readings += fitting
+            found.alternatives = len(fitting)
             found.explained += len(wrong)
             if right and not others:
                 found.lines += ["elsewhere it is the reference", *common(wrong + right)]
@@ -253,7 +262,7 @@ def _another_lambda(wrong, right):
     """One line that says which lambda was used for which, or None if no lambda explains an answer."""
     used = {}
     for o in [*wrong, *right]:
-        if np.ndim(o.case.lam) or o.case.L < 3 or "edge" in o.case.flags:
+        if np.ndim(o.case.lam) or o.case.L < 3 or "edge" in o.case.flags or o.case.id.startswith("drawn"):
             continue
         lam = _fitted_lambda(o)
         if lam is None:
@@ -324,4 +333,6 @@ def _rounding(wrong, asked, ask):
     if not jump > 5e-5 or outcome.error > 100 * jump:
         return None
     bits = int(np.clip(round(-np.log2(jump)), 1, 52))
-    return f"a change of A by 1e-5 makes it jump by {jump:.1g} of an entry, as if about {bits} bits were kept" * (relative > 0)
+    return f"a change of A by 1e-5 makes it jump by {jump:.1g} of an entry, as if about {bits} bits were kept" * (
+        relative > 0
+    )

@@ -91,7 +91,9 @@ METRIC_READINGS = (
         ({"over": "nothing"},),
         ("indirect_entropy",),
     ),
-    Reading("sign", "the sign: sum of p log p without the minus", "Eq. 2: H = -sum p log p", ({"sign": -1},), ENTROPIES),
+    Reading(
+        "sign", "the sign: sum of p log p without the minus", "Eq. 2: H = -sum p log p", ({"sign": -1},), ENTROPIES
+    ),
     Reading(
         "padding-counts",
         "padded rows count like any other",
@@ -145,7 +147,9 @@ def measured(
         return _averaged(sign * _entropies(G, base, over), valid, mean, then)
     axes = AXES.get(mean, ())
     if norm == "Frobenius":
-        within = {"columns": (-2,), "matrix": (-1, -2, -3)}.get(over, (-1,) if mean in ("none", "entries") else (-1, -2))
+        within = {"columns": (-2,), "matrix": (-1, -2, -3)}.get(
+            over, (-1,) if mean in ("none", "entries") else (-1, -2)
+        )
         energies = [(x * x).sum(within) for x in (A, G)]
     else:
         energies = [np.linalg.norm(x, 2, (-2, -1)) ** 2 if norm == "spectral" else x.sum((-1, -2)) ** 2 for x in (A, G)]

@@ -43,7 +43,9 @@ def summary(verdict):
     found = verdict.explanation
     reading = ""
     if found.readings:
-        reading = f": {(' + ' if found.together else ', ').join(r.name for r in found.readings)}"
+        names = [r.name for r in found.readings]
+        reading = f": {' or '.join(names[: found.alternatives])}"
+        reading += "".join(f" + {name}" for name in names[found.alternatives :])
     elif not verdict.passed:
         reading = ": no known reading"
     state = "PASSED" if verdict.passed else "FAILED"
@@ -109,9 +111,11 @@ def _what(asked):
 
 def _readings(verdict):
     found, lines = verdict.explanation, []
-    heading = "Two faults at once:" if found.together else "It is:"
+    if found.together:
+        lines.append("No known reading fits by itself; these two together do.")
     for n, reading in enumerate(found.readings):
-        lines += _wrapped(f"{heading if n == 0 else 'and:':<6} {reading.words}.", "  ")
+        heading = "It is:" if n == 0 else "or:" if n < found.alternatives else "and:"
+        lines += _wrapped(f"{heading} {reading.words}.", "  ")
         lines += _wrapped(f"Paper: {reading.paper}.", "  ", "  ")
     lines += [line for fact in found.lines for line in _wrapped(f"{_capital(fact)}.", "  ", "  ")]
     left = found.failing - found.explained

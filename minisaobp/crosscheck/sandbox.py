@@ -4,6 +4,7 @@ Both have `ask(case, limit, gradients)`, which gives what `arrays.call` gives an
 `close()`. `exchange.Answers` is a third, of a program that has answered in files.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -60,9 +61,12 @@ class InThread:
         if self.stuck:
             raise Died("a call before this one still runs")
         answers = []
-        thread = threading.Thread(
-            target=lambda: answers.append(call(self.fn, self.arrays, **question, one_matrix=self.one_matrix)), daemon=True
-        )
+
+        def work():
+            with contextlib.suppress(SystemExit):  # the function's, or the one below that ends it
+                answers.append(call(self.fn, self.arrays, **question, one_matrix=self.one_matrix))
+
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         thread.join(limit)
         if thread.is_alive():
@@ -94,11 +98,9 @@ class InProcess:
         if self.process is None:
             self._start()
         tensors = {name: np.asarray(x) for name, x in case.question(gradients).items() if x is not None}
-        try:
+        with contextlib.suppress(OSError):  # it has ended: there is no answer either
             self.process.stdin.write(_message(tensors, {}))
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended: there is no answer either
         tensors, told = self._answer(limit)
         return tensors | told
 
@@ -107,10 +109,8 @@ class InProcess:
             self.process.kill()
             self.process.wait()
             for stream in (self.process.stdin, self.process.stdout):
-                try:
+                with contextlib.suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
             self.process = None
 
     def _start(self):
@@ -191,11 +191,9 @@ def _read(stream):
 
 
 def _read_into(stream, messages):
-    try:
+    with contextlib.suppress(OSError, ValueError):  # closed
         while (found := _read(stream)) is not None:
             messages.put(found)
-    except (OSError, ValueError):
-        pass
     messages.put(None)
 
 
@@ -228,7 +226,20 @@ def serve(where, arrays, one_matrix):
         say(tensors, told)
 
 
-SENT = ("float16", "float32", "float64", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+SENT = (
+    "float16",
+    "float32",
+    "float64",
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+)
 
 
 def main():
