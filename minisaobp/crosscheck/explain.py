@@ -38,14 +38,21 @@ def explain(outcomes, asked, ask):
     judged = [o for o in outcomes if o.case.must and _has_numbers(o)]
     found = Explanation(failing=len(failing))
     broken = [o for o in judged if not o.passed and _broken(o)]
-    if any(not _has_empty_row(o.case) for o in broken):  # near the end of its range a product may lose some labels only
-        broken += [o for o in judged if not o.passed and o not in broken and _beyond_range(o.case)]
-    finite = [o for o in judged if o not in broken]
-    wrong = [o for o in finite if not o.passed and (o.where is not None or o.kind == "shape")]
-    if wrong:
-        _explain_numbers(found, wrong, [o for o in finite if o.passed], asked, ask)
+    wrong = [o for o in judged if o not in broken and not o.passed and (o.where is not None or o.kind == "shape")]
+    right = [o for o in judged if o.passed]
+    fits = bool(wrong) and _explain_by_a_reading(found, wrong, right, asked)
+    if fits:  # a reading may itself give rows that vanish
+        forms = [form for reading in found.readings for form in reading.forms]
+        explained = [o for o in broken if any(_agrees(form, o)[0] for form in forms)]
+        found.explained += len(explained)
+        broken = [o for o in broken if o not in explained]
     if broken:
-        _explain_broken(found, broken, judged, asked, ask)
+        lost = _explain_broken(found, broken, right, asked, ask)
+        if not fits:  # near the end of its range a product may lose some labels only
+            found.explained += sum(lost(o.case) for o in wrong)
+            wrong = [o for o in wrong if not lost(o.case)]
+    if wrong and not fits:
+        _explain_otherwise(found, wrong, right, asked, ask)
     if failing and not found.readings:
         found.lines += common(outcomes)
     return found
@@ -85,25 +92,25 @@ POISON = Reading(
 )
 
 
-def _explain_broken(found, broken, judged, asked, ask):
+def _explain_broken(found, broken, right, asked, ask):
+    """Adds to found; gives a function that says of a case whether it is one in which a product is lost."""
     emptied = [o for o in broken if _has_empty_row(o.case)]
     rest = [o for o in broken if o not in emptied]
-    if emptied and not any(o.passed and _has_empty_row(o.case) for o in judged):
+    if emptied and not any(_has_empty_row(o.case) for o in right):
         found.readings.append(POISON)
         found.explained += len(emptied)
-    if asked["what"] != "refine" or asked["variant"] not in readings.POTTS or not rest:
-        return
-    passed = [o for o in judged if o not in broken]
-    for size in (_direct_size, _closed_size, _lambda_size):
-        limits = {
-            d: max([size(o.case) for o in passed if o.case.dtype == d], default=0) for d in ("float32", "float64")
-        }
-        if all(size(o.case) > max(limits[o.case.dtype], 5) for o in rest):
-            found.readings.append(OVERFLOW)
-            found.explained += len(rest)
-            found.lines.append(_first_length(rest[0], asked, ask))
-            return
-    found.lines.append(f"not finite in {len(rest)} cases, first {rest[0].case.id}")
+    if asked["what"] == "refine" and asked["variant"] in readings.POTTS and rest:
+        uses_lambda = any(reading.name == "lambda-for-exp" for reading in found.readings)
+        for size in [_direct_size, _closed_size] + [_lambda_size] * uses_lambda:
+            held = {d: max([5.0, *(size(o.case) for o in right if o.case.dtype == d)]) for d in ("float32", "float64")}
+            if all(size(o.case) > held[o.case.dtype] for o in rest):
+                found.readings.append(OVERFLOW)
+                found.explained += len(rest)
+                found.lines.append(_first_length(rest[0], asked, ask))
+                return lambda case: size(case) > held[case.dtype]
+    if rest:
+        found.lines.append(f"not finite in {len(rest)} cases, first {rest[0].case.id}")
+    return lambda case: False
 
 
 def _has_empty_row(case):
@@ -132,10 +139,6 @@ def _lambda_size(case):
     return float(abs(np.log(np.maximum(abs(case.A + lam * (1 - case.A)), 1e-300)).sum(-2)).max())
 
 
-def _beyond_range(case):
-    return case.variant in readings.POTTS and _direct_size(case) > -np.log(float(np.finfo(case.dtype).tiny))
-
-
 def _first_length(outcome, asked, ask):
     """The length from which on uniform attention at that lambda and dtype is lost, by bisection."""
     dtype, lam = outcome.case.dtype, outcome.case.lam
@@ -160,44 +163,51 @@ def _first_length(outcome, asked, ask):
 # ---- finite answers -------------------------------------------------------------------------------------------------
 
 
-def _explain_numbers(found, wrong, right, asked, ask):
-    small = [o for o in wrong if o.case.L <= SMALL] or wrong
-    small = [o for o in small if o.case.dtype == "float64"] or small
-    right = [o for o in right if o.case.L <= SMALL and o.case.dtype == "float64"]
-    refinement = asked["what"] == "refine"
-    if refinement:
-        known = readings.known(asked["variant"], asked["causal"])
-    else:
-        known = metric_readings.known(asked["what"])
+def _compared(wrong, right):
+    """Which cases readings are compared on: short ones in float64, unless only others are wrong."""
+    wrong = [o for o in wrong if o.case.L <= SMALL] or wrong
+    wrong = [o for o in wrong if o.case.dtype == "float64"] or wrong
+    return wrong, [o for o in right if o.case.L <= SMALL and o.case.dtype == "float64"]
+
+
+def _known(asked):
+    if asked["what"] == "refine":
+        return readings.known(asked["variant"], asked["causal"])
+    return metric_readings.known(asked["what"])
+
+
+def _explain_by_a_reading(found, wrong, right, asked):
+    """Adds to found the readings that explain all that is wrong; whether there is one."""
+    small, others = _compared(wrong, right)
     near = all(o.kind != "shape" and o.error <= NEAR * max(1.0, o.tolerance / 1e-9) for o in small)
     if near and small[0].case.dtype == "float64":
         found.readings.append(SINGLE)
         found.lines.append(f"the largest difference is {max(o.error for o in small):.1g}")
-        found.explained += len(wrong)
-        return
-    for others in (right, []):  # a reading explains everything, or at least everything that is wrong
-        fitting = [r for r in known if any(_fits(form, small, others) for form in r.forms)]
-        if fitting:
-            found.readings += fitting
-            found.alternatives = len(fitting)
-            found.explained += len(wrong)
-            if right and not others:
+    for passing in (others, []):  # a reading explains everything, or at least everything that is wrong
+        if not found.readings:
+            found.readings += [r for r in _known(asked) if any(_fits(form, small, passing) for form in r.forms)]
+            found.alternatives = len(found.readings)
+            if found.readings and others and not passing:
                 found.lines += ["elsewhere it is the reference", *common(wrong + right)]
-            return
-    if refinement and asked["variant"] in readings.POTTS and (line := _another_lambda(small, right)):
-        found.readings.append(ANOTHER_LAMBDA)
+    found.explained += len(wrong) if found.readings else 0
+    return bool(found.readings)
+
+
+def _explain_otherwise(found, wrong, right, asked, ask):
+    """Adds another lambda, rounding, or two readings at once to found, if one of them explains what is wrong."""
+    small, others = _compared(wrong, right)
+    line, reading = None, []
+    if asked["what"] == "refine" and asked["variant"] in readings.POTTS:
+        line, reading = _another_lambda(small, others), [ANOTHER_LAMBDA]
+    if not line and asked["what"] == "refine":
+        line, reading = _rounding(small, ask), [ROUNDING]
+    if line:
         found.lines.append(line)
-        found.explained += len(wrong)
-        return
-    if line := _rounding(small, asked, ask):
-        found.readings.append(ROUNDING)
-        found.lines.append(line)
-        found.explained += len(wrong)
-        return
-    pair = _two_at_once(known, small, right) if all(o.case.L <= SMALL for o in small) else None
-    if pair:
-        found.readings += pair
-        found.together = True
+    else:
+        reading = _two_at_once(_known(asked), small, others) if all(o.case.L <= SMALL for o in small) else None
+        found.together = bool(reading)
+    if reading:
+        found.readings = reading + found.readings
         found.explained += len(wrong)
 
 
@@ -209,30 +219,42 @@ def _predicted(case, form):
 
 def _fits(form, wrong, right):
     """Whether a reading gives what the function gives in all these cases, and says anything about the wrong ones."""
-    form = dict(form)
-    scaled = form.get("over") == "nothing" and wrong[0].case.what == "refine"
-    if scaled:  # any factor per row
-        form.pop("over")
+    if _scales(form, wrong[0].case):
         sums = np.concatenate([np.ravel(o.got["output"].sum(-1)) for o in wrong])
         if (abs(sums - 1) < 1e-6).all():
             return False
-    said = 0
+    said = False
     for o in itertools.chain(wrong, right):
-        got, reading = o.got["output"].astype(np.float64), _predicted(o.case, form)
-        if reading.shape != got.shape:
+        agrees, says = _agrees(form, o)
+        if not agrees:
             return False
-        if scaled:
-            got = over_rows(got)
-        told = np.isfinite(reading)
-        if o.case.rows is not None and got.ndim == 4:
-            told &= np.broadcast_to(o.case.rows, got.shape[:-1])[..., None]
-        allowed = max(4 * o.tolerance, NEAR) * max(1.0, float(abs(got[told]).max(initial=0)))
-        with np.errstate(invalid="ignore"):
-            if not (abs(got - reading)[told] <= allowed).all():
-                return False
-            if scaled or reading.shape != o.expected.shape or (abs(reading - o.expected)[told] > 10 * allowed).any():
-                said += not o.passed
-    return said > 0
+        said |= says and not o.passed
+    return said
+
+
+def _scales(form, case):
+    """Whether a reading leaves a factor per row open."""
+    return form.get("over") == "nothing" and case.what == "refine"
+
+
+def _agrees(form, o):
+    """Whether a reading gives the answer of one case, and whether it says there what the reference does not."""
+    form, scaled = dict(form), _scales(form, o.case)
+    if scaled:
+        del form["over"]
+    got, reading = o.got["output"].astype(np.float64), _predicted(o.case, form)
+    if reading.shape != got.shape:
+        return False, False
+    if scaled:
+        got = over_rows(got)
+    told = np.isfinite(reading)
+    if o.case.rows is not None and got.ndim == 4:
+        told &= np.broadcast_to(o.case.rows, got.shape[:-1])[..., None]
+    allowed = max(4 * o.tolerance, NEAR) * max(1.0, float(abs(got[told]).max(initial=0)))
+    with np.errstate(invalid="ignore"):
+        agrees = bool((abs(got - reading)[told] <= allowed).all())
+        other = reading.shape != o.expected.shape or (abs(reading - o.expected)[told] > 10 * allowed).any()
+    return agrees, bool(scaled or other)
 
 
 def _two_at_once(known, wrong, right):
@@ -307,11 +329,9 @@ ROUNDING = Reading(
 )
 
 
-def _rounding(wrong, asked, ask):
+def _rounding(wrong, ask):
     """One line if the answers are the reference rounded on the way: a tiny change of A makes them jump, or does not
     change them at all, where the reference follows smoothly. None otherwise."""
-    if asked["what"] != "refine":
-        return None
     worst = max(o.error for o in wrong)
     if worst > 0.2:
         return None

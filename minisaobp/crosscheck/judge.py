@@ -17,7 +17,7 @@ from .explain import Explanation, explain
 from .sandbox import Died, InThread, TimeLimit
 from .tolerance import scale, tolerance
 
-MAX_TIMEOUTS = 2  # after that many nothing is asked any more
+MAX_ENDED = 2  # after that many calls that did not come back nothing is asked any more
 
 
 @dataclasses.dataclass(eq=False)
@@ -146,7 +146,7 @@ def cases_of(asked):
 def judge(runner, name, asked, cases=None, progress=lambda cases: cases):
     """The Verdict on what a runner (`sandbox`) answers to the cases. progress: wraps their list, for a bar."""
     started = time.perf_counter()
-    outcomes, notes, timeouts = [], [], 0
+    outcomes, notes, ended = [], [], 0
     cases = cases_of(asked) if cases is None else cases
     if not runner.takes_valid:
         left = [case for case in cases if case.valid is None]
@@ -154,15 +154,15 @@ def judge(runner, name, asked, cases=None, progress=lambda cases: cases):
             notes.append("padding is not judged: " + runner.without_padding)
         cases = left
     for case in progress(cases):
-        if timeouts >= MAX_TIMEOUTS:
-            outcomes.append(Outcome(case, kind="not asked", problem="not asked, after the time limits before"))
+        if ended >= MAX_ENDED:
+            outcomes.append(Outcome(case, kind="not asked", problem="is not asked any more"))
             continue
         wants_gradient = asked.get("gradients", False) and case.has_gradient
         outcomes.append(outcome_of(case, _ask(runner, case, asked["limit"], wants_gradient), wants_gradient))
-        timeouts += outcomes[-1].kind == "timeout"
-    if asked.get("gradients") and not any(o.got is not None and "dlam" in o.got for o in outcomes):
-        if asked["variant"] in ("high", "low"):
-            notes.append("the gradient of lambda is not judged: the function does not follow lam")
+        ended += outcomes[-1].kind in ("timeout", "died")
+    followed = any("dlam" in (o.got or {}) for o in outcomes)
+    if asked.get("gradients") and asked["variant"] in ("high", "low") and not followed:
+        notes.append("the gradient of lambda is not judged: the function does not follow lam")
     explanation = explain(outcomes, asked, lambda case: _ask(runner, case, asked["limit"]))
     runner.close()
     return Verdict(name, asked, outcomes, notes, explanation, time.perf_counter() - started)

@@ -45,11 +45,10 @@ def _order(name, failing, passing):
         return f"only at {name} >= {min(failing)} (passes up to {name} = {max(passing)})"
     if max(failing) < min(passing):
         return f"only at {name} <= {max(failing)}"
-    longest = max(passing)
     never = sorted(set(passing) - set(failing))
     if never and max(never) < min(failing):
         return f"at {name} from {min(failing)} on, not at {name} = {', '.join(map(str, never))}"
-    return None if longest >= min(failing) else None
+    return None
 
 
 def _lambdas(failing, passing):

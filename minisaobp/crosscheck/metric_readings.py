@@ -72,7 +72,7 @@ METRIC_READINGS = (
     Reading(
         "wrong-axes",
         "the mean, or the sum, over the wrong axes",
-        "Eqs. 2 and 14: a sum over the keys of a row, a mean over the rows of one matrix; Eq. 13: one number per matrix",
+        "Eqs. 2 and 14: a sum over the keys of a row, a mean over the rows of a matrix; Eq. 13: one number per matrix",
         (
             *({"mean": name} for name in AXES),
             *({"mean": name, "then": "batch and heads"} for name in ("entries", "sum", "rows")),

@@ -52,7 +52,7 @@ MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], bool)  # (B, L)
 
 
 class TooClose(ValueError):
-    """A number lies so close to the middle between two rounded ones that machines may differ; another seed is needed."""
+    """A number lies so close to the middle between two rounded ones that machines may differ: take another seed."""
 
 
 def model_cases():

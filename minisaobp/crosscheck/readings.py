@@ -75,7 +75,7 @@ READINGS = (
     ),
     Reading(
         "transposed",
-        "transposed: rows and columns of attention are exchanged, in what goes in, in the messages or in what comes out",
+        "transposed: rows and columns are exchanged, in what goes in, in the messages or in what comes out",
         "Eq. 8: the prior of node i is row i of A; Eq. 11 returns row j as the belief of node j",
         (
             {"turned": "output"},
@@ -102,6 +102,13 @@ READINGS = (
         "Appendix C: messages from future tokens are blocked, so token j hears only i < j",
         ({"heard": "all"},),
         causal=True,
+    ),
+    Reading(
+        "causal-for-encoder",
+        "the causal form, where the encoder's was asked for",
+        "Appendix C is about the decoder; in an encoder every token hears every other",
+        ({"causal": True}, {"heard": "past"}),
+        causal=False,
     ),
     Reading(
         "padded-rows-send",
@@ -164,9 +171,10 @@ def known(variant, causal):
     return [r for r in READINGS if variant in r.variants and r.causal in (None, causal)]
 
 
-def refined(case, *, variant=None, steps=1, again=False, **switches):
+def refined(case, *, variant=None, causal=None, steps=1, again=False, **switches):
     """What a reading makes of a case: (B, H, L, L), non-finite where it depends on how it is written."""
     variant = variant or case.variant
+    case = case if causal is None else dataclasses.replace(case, causal=causal)
     if steps > 1:
         if case.A.size * case.L > 1 << 22:  # beyond what several steps are computed for
             return np.full(case.A.shape, np.nan)
@@ -215,7 +223,7 @@ def _one_refinement(
     if heard == "own row":
         log_heard, odd, count = -log_m, negative, 0
     else:
-        hears = np.ones((case.L, case.L)) if heard == "all" or not case.causal else np.tri(case.L)
+        hears = np.tri(case.L) if heard == "past" or (case.causal and heard != "all") else np.ones((case.L, case.L))
         np.fill_diagonal(hears, 1.0 if hears_itself else 0.0)
         log_heard, odd, count = hears @ log_m, hears @ negative, hears.sum(-1, keepdims=True)
     if over == "columns of t":  # without the constant e^lambda of every message
@@ -248,7 +256,10 @@ def _normalised(x, over, odd=None):
         axis = -2 if "columns" in over else -1
         top = x.max(axis, keepdims=True)
         x = np.exp(x - np.where(np.isfinite(top), top, 0)) * np.where(odd % 2, -1, 1)
-    total = x.sum(-2 if "columns" in over else -1, keepdims=True)
+    if "columns" in over:
+        total = x.sum(-2, keepdims=True)
+        return x / np.where(total == 0, np.nan, total)  # a column that nobody attends to is 0/0, or guarded
+    total = x.sum(-1, keepdims=True)
     return x / np.where(total == 0, 1, total)
 
 

@@ -1,0 +1,183 @@
+"""Questions and answers in files, and the command line, as a person meets them."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import minisaobp as ms
+from minisaobp.cli import main
+from tests.test_cli import run
+
+SHORT = ["--max-length", 16, "--seed", 3]
+
+
+def answer(folder, fn, form, gradients=False):
+    """A program that reads the folder as its format says, without minisaobp's own code for it."""
+    for own in sorted(path.parent for path in Path(folder).glob("*/case.json")):
+        case = json.loads((own / "case.json").read_text())
+        if form == "npy":
+            tensors = {name: np.load(own / about["file"]) for name, about in case["tensors"].items()}
+        else:
+            tensors = load_file(own / "inputs.safetensors")
+        lam = tensors.get("lam", case["parameters"].get("lam"))
+        answers = fn(tensors, lam)
+        if form == "npy":
+            for name, array in answers.items():
+                np.save(own / f"{name}.npy", array)
+        else:
+            save_file({name: np.asarray(array) for name, array in answers.items()}, own / "output.safetensors")
+
+
+def refined(tensors, lam, **options):
+    return {"B": ms.refine(tensors["A"], lam, valid=tensors.get("valid"), **options)}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "npy"])
+def test_a_program_in_another_language(tmp_path, form):
+    folder = tmp_path / "questions"
+    done = run("crosscheck", "--export", folder, "--format", form, *SHORT)
+    assert done.returncode == 0 and f"--import {folder}" in done.stdout, done.stderr
+    done = run("crosscheck", "--import", folder)
+    assert done.returncode == 2 and "has no answer" in done.stderr and len(done.stderr.splitlines()) == 1
+
+    answer(folder, refined, form)
+    done = run("crosscheck", "--import", folder)
+    assert done.returncode == 0 and "crosscheck PASSED" in done.stdout and "seed 3" in done.stdout, done.stdout
+
+    answer(folder, lambda tensors, lam: refined(tensors, lam, include_self=True), form)
+    done = run("crosscheck", "--import", folder, "--json")
+    verdict = json.loads(done.stdout)
+    assert done.returncode == 1 and [r["name"] for r in verdict["readings"]] == ["self-message"]
+
+
+def test_gradients_in_files(tmp_path):
+    run("crosscheck", "--export", tmp_path, "--gradients", *SHORT)
+
+    def both(tensors, lam, sign=1):
+        found = refined(tensors, lam)
+        if "dB" in tensors:
+            dA, dlam = ms.refine_vjp(tensors["A"], lam, tensors["dB"], valid=tensors.get("valid"))
+            found |= {"dA": sign * dA, "dlam": np.asarray(dlam)}
+        return found
+
+    answer(tmp_path, both, "safetensors")
+    assert run("crosscheck", "--import", tmp_path).returncode == 0
+    answer(tmp_path, lambda tensors, lam: both(tensors, lam, -1), "safetensors")
+    done = run("crosscheck", "--import", tmp_path)
+    assert done.returncode == 1 and "its gradient with respect to A differs" in done.stdout, done.stdout
+
+
+def test_a_measure_in_files(tmp_path):
+    run("crosscheck", "--export", tmp_path, "--what", "gtd", "--format", "npy", *SHORT)
+    answer(tmp_path, lambda tensors, _: {"value": ms.gtd(tensors["A"], hops=3, valid=tensors.get("valid"))}, "npy")
+    done = run("crosscheck", "--import", tmp_path)
+    assert done.returncode == 1 and "hops-off-by-one" in done.stdout, done.stdout
+
+
+def test_what_is_wrong_with_answers_is_said(tmp_path):
+    run("crosscheck", "--export", tmp_path, *SHORT)
+    answer(tmp_path, refined, "safetensors")
+    folders = sorted(path.parent for path in tmp_path.glob("*encoder*/case.json"))
+    (folders[0] / "output.safetensors").unlink()
+    (folders[1] / "output.safetensors").write_bytes(b"half")
+    save_file({"C": np.ones(3)}, folders[2] / "output.safetensors")
+    save_file({"B": np.ones(3)}, folders[3] / "output.safetensors")
+    done = run("crosscheck", "--import", tmp_path, "--json")
+    assert done.returncode == 1
+    problems = {case["id"]: case["problem"] for case in json.loads(done.stdout)["cases"]}
+    says = ["has no answer in its folder", "cannot be read as safetensors", "has no tensor B", "returns shape (3,)"]
+    for folder, words in zip(folders, says, strict=False):
+        assert words in problems[folder.name]
+
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for broken, says in [
+        ("{", "cannot be read as JSON"),
+        ("[]", "is not what crosscheck --export wrote"),
+        (json.dumps(manifest | {"schema": 2}), "expected schema 1"),
+        (json.dumps(manifest | {"sha256": "0"}), "another version"),
+        (json.dumps(manifest | {"asked": {"what": "refine"}}), "is not what crosscheck --export wrote"),
+    ]:
+        (tmp_path / "manifest.json").write_text(broken)
+        done = run("crosscheck", "--import", tmp_path)
+        assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.fixture
+def module(tmp_path):
+    """A folder with a module of functions, and how to run the command there."""
+    (tmp_path / "mine.py").write_text(
+        "import os, sys, time\n"
+        "import minisaobp as ms\n"
+        "number = 3\n"
+        "def right(A, lam, valid=None):\n    print('noise')\n    return ms.refine(A, lam, valid=valid)\n"
+        "def low(A, lam):\n    return ms.refine(A, lam, variant='low')\n"
+        "def endless(A, lam):\n    while True: pass\n"
+        "def stuck(A, lam):\n    return sum(range(10**18))\n"
+        "def leaves(A, lam):\n    os._exit(0)\n"
+        "def entropy(A):\n    return ms.attention_entropy(A) / 0.6931471805599453\n"
+    )
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "worse.py").write_text("def f(:\n")
+
+    def crosscheck(*arguments):
+        return run("crosscheck", *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+
+    return crosscheck
+
+
+def test_the_command(module):
+    done = module("mine:right", "--json", *SHORT)
+    assert done.returncode == 0 and json.loads(done.stdout)["passed"] and "noise" in done.stderr, done.stderr
+    done = module("mine:low", *SHORT)
+    assert done.returncode == 1 and "sign-of-lambda or eq6-positive-beta" in done.stdout.splitlines()[-1], done.stdout
+    assert module("mine:low", "--variant", "low", *SHORT).returncode == 0
+    done = module("mine:entropy", "--what", "entropy", *SHORT)
+    assert done.returncode == 1 and "log-base-2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("endless", "does not return within 0.5 seconds"),
+        ("stuck", "does not return within 0.5 seconds"),  # in C, holding the interpreter's lock
+        ("leaves", "ended its process (exit code 0)"),
+    ],
+)
+def test_the_command_survives(module, name, says):
+    done = module(f"mine:{name}", "--limit", 0.5, *SHORT)
+    assert done.returncode == 1 and says in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "expected package.module:function, --export DIR or --import DIR"),
+        (["mine"], "expected package.module:function, got 'mine'"),
+        (["mine:absent"], "mine has no 'absent'"),
+        (["mine:number"], "mine:number is not a function but int"),
+        (["missing:f"], "no module named 'missing'"),
+        (["bad:f"], "no module named 'nothing_of_this_name', which bad imports"),
+        (["worse:f"], "worse cannot be imported (SyntaxError"),
+        (["mine:right", "--variant", "BP"], "--variant: expected one or more of original, high, low, elemmul"),
+        (["mine:right", "--gradients"], "--gradients: numpy has no derivatives of its own"),
+        (["mine:right", "--arrays", "cupy"], "CuPy"),
+        (["mine:right", "--import", "x"], "not beside --export or --import"),
+        (["mine:right", "--format", "npy"], "--format: of --export only"),
+        (["--import", "nowhere"], "manifest.json cannot be read"),
+        (["--export", "mine.py"], "expected a folder that can be written, got 'mine.py'"),
+        (["--export", "."], "has other files"),
+    ],
+)
+def test_bad_input_is_one_line(module, tmp_path, monkeypatch, capfd, arguments, says):
+    if "cupy" in arguments and importlib.util.find_spec("cupy"):
+        pytest.skip("there is CuPy here")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["crosscheck", *arguments])
+    errors = capfd.readouterr().err
+    assert stopped.value.code == 2 and len(errors.splitlines()) == 1 and says in errors, errors
