@@ -186,7 +186,7 @@ def _explain_by_a_reading(found, wrong, right, asked):
     for passing in (others, []):  # a reading explains everything, or at least everything that is wrong
         if not found.readings:
             found.readings += [r for r in _known(asked) if any(_fits(form, small, passing) for form in r.forms)]
-            found.alternatives = len(found.readings)
+            found.alternatives = max(1, len(found.readings))
             if found.readings and others and not passing:
                 found.lines += ["elsewhere it is the reference", *common(wrong + right)]
     found.explained += len(wrong) if found.readings else 0

@@ -84,7 +84,7 @@ def crosscheck(
     one_matrix=False,
     max_length=1024,
     seed=None,
-    limit=10.0,
+    limit=20.0,
 ):
     """Whether a function is SAOBP, and if not, which mistake it makes; gives a Verdict (`passed`, `str()`, `readings`).
 

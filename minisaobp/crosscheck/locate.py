@@ -15,6 +15,7 @@ def common(outcomes):
         for words, holds in (
             ("in float32", lambda o: o.case.dtype == "float32"),
             ("in float64", lambda o: o.case.dtype == "float64"),
+            ("where A holds several matrices", lambda o: o.case.A.shape[0] * o.case.A.shape[1] > 1),
             ("in padded cases", lambda o: o.case.valid is not None),
             ("in edge cases", lambda o: "edge" in o.case.flags),
             ("in drawn cases", lambda o: o.case.id.startswith("drawn")),
@@ -52,14 +53,15 @@ def _order(name, failing, passing):
 
 
 def _lambdas(failing, passing):
-    given = [o for o in failing + passing if o.case.lam is not None]
-    if not given:
+    compared = [[o for o in some if o.case.lam is not None and o.case.L >= 3] for some in (failing, passing)]
+    compared = [[o for o in some if "edge" not in o.case.flags] for some in compared]
+    lams = [{float(x) for o in some for x in np.ravel(o.case.lam)} for some in compared]
+    if not lams[0] or not lams[1] or lams[0] & lams[1]:
         return None
-    lams = [{float(x) for o in some for x in np.ravel(o.case.lam)} for some in (failing, passing)]
-    if lams[0] & lams[1]:
-        if not any(lam < 0 for lam in lams[1]) and any(lam < 0 for lam in lams[0]):
-            return "at every negative lambda"
-        return None
+    if all(lam < 0 for lam in lams[0]) and not any(lam < 0 for lam in lams[1]):
+        return "only at negative lambda"
+    if lams[1] == {0.0}:
+        return "at every lambda but 0"
     if min(map(abs, lams[0])) > max(map(abs, lams[1])):
         return f"only at |lambda| >= {min(map(abs, lams[0])):g} (passes up to {max(map(abs, lams[1])):g})"
     if len(lams[1]) <= 3:
