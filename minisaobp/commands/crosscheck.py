@@ -27,7 +27,7 @@ def add(parser):
     add("--one-matrix", action="store_true", help="the function takes one (L, L) matrix, not (B, H, L, L)")
     add("--max-length", type=options.whole(8, 1024), default=1024,
         help="leave longer matrices out, for explicit loops (default: %(default)s)")  # fmt: skip
-    add("--limit", type=options.real(0.01, 3600), default=20.0, help="seconds for a case (default: %(default)s)")
+    add("--limit", type=options.real(0.01, 3600), default=30.0, help="seconds for a case (default: %(default)s)")
     add("--seed", type=options.whole(0, 2**63 - 1), help="of the drawn cases (default: new ones each time)")
     add("--json", action="store_true", help="the verdict as JSON, case by case")
     files = parser.add_mutually_exclusive_group()

@@ -60,7 +60,8 @@ def explain(outcomes, asked, ask):
 
 def _has_numbers(o):
     output = (o.got or {}).get("output")
-    return o.expected is not None and output is not None and output.dtype.kind == "f" and o.kind != "gradient"
+    numbers = o.expected is not None and output is not None and output.dtype.kind == "f"
+    return numbers and o.kind not in ("gradient", "random")
 
 
 def _broken(o):
@@ -350,7 +351,7 @@ def _rounding(wrong, ask):
         with np.errstate(all="ignore"):
             jumps.append(abs(output - base - smooth)[visible] / outcome.expected[visible])
     jump, relative = float(np.max(jumps)), outcome.error / max(float(outcome.expected.max()), 1e-12)
-    if not jump > 5e-5 or outcome.error > 100 * jump:
+    if not 5e-5 < jump < 0.5 or outcome.error > 100 * jump:
         return None
     bits = int(np.clip(round(-np.log2(jump)), 1, 52))
     return f"a change of A by 1e-5 makes it jump by {jump:.1g} of an entry, as if about {bits} bits were kept" * (

@@ -47,7 +47,8 @@ def summary(verdict):
         reading = f": {' or '.join(names[: found.alternatives])}"
         reading += "".join(f" + {name}" for name in names[found.alternatives :])
     elif not verdict.passed:
-        reading = ": no known reading"
+        kinds = _kinds(verdict) - {"not asked"}
+        reading = ": no known reading" if kinds & {"value", "shape"} else f": {', '.join(sorted(kinds))}"
     state = "PASSED" if verdict.passed else "FAILED"
     return (
         f"crosscheck {state}{reading} | must {counts['must']}, may {counts['may']} | "
@@ -120,18 +121,20 @@ def _readings(verdict):
     lines += [line for fact in found.lines for line in _wrapped(f"{_capital(fact)}.", "  ", "  ")]
     left = found.failing - found.explained
     if left > 0:
-        lines.append(f"  {left} more of the {found.failing} failing cases have another cause (below).")
+        lines.append(f"  {left} more of the {found.failing} failing cases fail in another way (below).")
     return lines
 
 
 def _unexplained(verdict):
-    found = verdict.explanation
-    outcomes = [o for o in verdict.outcomes if o.case.must and not o.passed]
-    if any(o.where is not None or o.kind == "shape" for o in outcomes):
+    kinds = _kinds(verdict)
+    if kinds & {"value", "shape"}:
         lines = ["It is none of the known readings. Where the error lives:"]
-    else:
-        lines = ["Its answers cannot be compared. Where:"]
-    return lines + [line for fact in found.lines for line in _wrapped(f"- {fact}", "    ", "  ")]
+        return lines + [line for fact in verdict.explanation.lines for line in _wrapped(f"- {fact}", "    ", "  ")]
+    return ["Its values are right, its derivatives are not." if kinds == {"gradient"} else "It cannot be compared."]
+
+
+def _kinds(verdict):
+    return {o.kind for o in verdict.outcomes if o.case.must and not o.passed}
 
 
 def _first(o):

@@ -150,6 +150,7 @@ def test_a_function_that_is_random():
     rng = np.random.default_rng(0)
     verdict = judged(lambda A, lam: right(A, lam) * (1 + 1e-3 * rng.standard_normal()))
     assert not verdict.passed and "another answer when it is asked the same again" in str(verdict)
+    assert str(verdict).splitlines()[-1].startswith("crosscheck FAILED: random |"), str(verdict)
 
 
 def test_answers_learnt_by_heart():

@@ -73,3 +73,30 @@ def test_a_fault_of_a_measure_is_named(what, fn, reading):
     verdict = judged(fn, what=what)
     assert verdict.passed == (reading is None)
     assert verdict.readings == ([] if reading is None else [reading]), str(verdict)
+
+
+COMBINED = {
+    "fed back, wrong sign": (lambda A, lam: peer.fed_back(A, -lam), {}),
+    "self message, not normalised": (lambda A, lam: peer.self_message(A, lam) * A.sum(-1, keepdim=True) * 2, {}),
+    "self message, half precision": (lambda A, lam: peer.self_message(A.half(), lam).to(A.dtype), {}),
+    "prior left out, transposed": (lambda A, lam: peer.prior_left_out(A, lam).transpose(-1, -2), {}),
+    "future leaks, half lambda": (lambda A, lam: peer.future_leaks(A, lam / 2), {"causal": True}),
+    "A A, without the mask": (lambda A, lam: peer.rows(A @ A @ A), {"variant": "elemmul", "causal": True}),
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_two_faults_at_once_are_rejected(name):
+    fn, options = COMBINED[name]
+    assert not judged(fn, **options).passed
+
+
+def test_a_wrong_derivative_is_found():
+    def constant_messages(A, lam):
+        m = peer.log_messages(A, lam).detach()
+        return peer.masked_softmax(peer.log_prior(A, A == 0) + m.sum(-2, keepdim=True) - m, A == 0)
+
+    assert judged(constant_messages).passed
+    verdict = judged(constant_messages, gradients=True)
+    assert not verdict.passed and "as if the messages were constants" in str(verdict), str(verdict)
+    assert "the gradient of lambda is not judged" in str(verdict)
