@@ -97,10 +97,8 @@ def _export(args, fail):
     args.arrays = "torch"  # a program in another language may have derivatives
     asked = _asked(args, fail) | {"arrays": "files"}
     folder = options.writable_folder(args.export, (MANIFEST,), fail)
-    if any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        fail(
-            f"argument --export: {args.export!r} has other files, expected a new or empty folder, or an earlier export"
-        )
+    if any(folder.iterdir()):  # answers of an earlier export would be taken for answers to this one
+        fail(f"argument --export: {args.export!r} is not empty, expected a new or empty folder")
     count = export(folder, asked, args.format or "safetensors")
     answer = "output.safetensors" if (args.format or "safetensors") == "safetensors" else "B.npy"
     if asked["what"] != "refine" and args.format == "npy":

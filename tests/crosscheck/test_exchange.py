@@ -170,7 +170,7 @@ def test_the_command_survives(module, name, says):
         (["mine:right", "--format", "npy"], "--format: of --export only"),
         (["--import", "nowhere"], "manifest.json cannot be read"),
         (["--export", "mine.py"], "expected a folder that can be written, got 'mine.py'"),
-        (["--export", "."], "has other files"),
+        (["--export", "."], "is not empty, expected a new or empty folder"),
     ],
 )
 def test_bad_input_is_one_line(module, tmp_path, monkeypatch, capfd, arguments, says):

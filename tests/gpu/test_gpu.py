@@ -374,3 +374,13 @@ def test_streaming_and_measures():
     wanted, wanted_lam = ms.refine_vjp(A, 0.3, A[::-1].copy())
     same(dA, wanted, "float64")
     assert float(dlam) == pytest.approx(wanted_lam, rel=1e-9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+def test_crosscheck_with_cupy_arrays(variant, causal):
+    def fn(A, lam, valid=None):
+        return ms.refine(A, lam, variant=variant, causal=causal, valid=valid)
+
+    verdict = ms.crosscheck(fn, arrays="cupy", variant=variant, causal=causal, seed=0)
+    assert verdict.passed, str(verdict)

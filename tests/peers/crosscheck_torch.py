@@ -4,7 +4,9 @@ Nothing here is taken from the judge or shares code with it: a stranger could ha
 A (B, H, L, L); j receives, i sends, k is the label; `valid` (B, 1, L).
 """
 
-import torch
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (the peers are: see .ci/run)")
 
 
 def hidden_keys(A, valid=None, causal=False):
