@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +11,23 @@ from safetensors.numpy import load_file, save_file
 
 import minisaobp as ms
 from minisaobp.cli import main
-from tests.test_cli import run
 
 SHORT = ["--max-length", 16, "--seed", 3]
+
+
+@pytest.fixture
+def run(capfd):
+    """The command line, in this process: exit code and what it wrote."""
+
+    def run(*arguments):
+        try:
+            code = main(["crosscheck", *map(str, arguments)])
+        except SystemExit as stopped:
+            code = stopped.code
+        output, errors = capfd.readouterr()
+        return SimpleNamespace(returncode=code, stdout=output, stderr=errors)
+
+    return run
 
 
 def answer(folder, fn, form, gradients=False):
@@ -38,25 +52,25 @@ def refined(tensors, lam, **options):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "npy"])
-def test_a_program_in_another_language(tmp_path, form):
+def test_a_program_in_another_language(run, tmp_path, form):
     folder = tmp_path / "questions"
-    done = run("crosscheck", "--export", folder, "--format", form, *SHORT)
+    done = run("--export", folder, "--format", form, *SHORT)
     assert done.returncode == 0 and f"--import {folder}" in done.stdout, done.stderr
-    done = run("crosscheck", "--import", folder)
+    done = run("--import", folder)
     assert done.returncode == 2 and "has no answer" in done.stderr and len(done.stderr.splitlines()) == 1
 
     answer(folder, refined, form)
-    done = run("crosscheck", "--import", folder)
+    done = run("--import", folder)
     assert done.returncode == 0 and "crosscheck PASSED" in done.stdout and "seed 3" in done.stdout, done.stdout
 
     answer(folder, lambda tensors, lam: refined(tensors, lam, include_self=True), form)
-    done = run("crosscheck", "--import", folder, "--json")
+    done = run("--import", folder, "--json")
     verdict = json.loads(done.stdout)
     assert done.returncode == 1 and [r["name"] for r in verdict["readings"]] == ["self-message"]
 
 
-def test_gradients_in_files(tmp_path):
-    run("crosscheck", "--export", tmp_path, "--gradients", *SHORT)
+def test_gradients_in_files(run, tmp_path):
+    run("--export", tmp_path, "--gradients", *SHORT)
 
     def both(tensors, lam, sign=1):
         found = refined(tensors, lam)
@@ -66,28 +80,28 @@ def test_gradients_in_files(tmp_path):
         return found
 
     answer(tmp_path, both, "safetensors")
-    assert run("crosscheck", "--import", tmp_path).returncode == 0
+    assert run("--import", tmp_path).returncode == 0
     answer(tmp_path, lambda tensors, lam: both(tensors, lam, -1), "safetensors")
-    done = run("crosscheck", "--import", tmp_path)
+    done = run("--import", tmp_path)
     assert done.returncode == 1 and "its gradient with respect to A differs" in done.stdout, done.stdout
 
 
-def test_a_measure_in_files(tmp_path):
-    run("crosscheck", "--export", tmp_path, "--what", "gtd", "--format", "npy", *SHORT)
+def test_a_measure_in_files(run, tmp_path):
+    run("--export", tmp_path, "--what", "gtd", "--format", "npy", *SHORT)
     answer(tmp_path, lambda tensors, _: {"value": ms.gtd(tensors["A"], hops=3, valid=tensors.get("valid"))}, "npy")
-    done = run("crosscheck", "--import", tmp_path)
+    done = run("--import", tmp_path)
     assert done.returncode == 1 and "hops-off-by-one" in done.stdout, done.stdout
 
 
-def test_what_is_wrong_with_answers_is_said(tmp_path):
-    run("crosscheck", "--export", tmp_path, *SHORT)
+def test_what_is_wrong_with_answers_is_said(run, tmp_path):
+    run("--export", tmp_path, *SHORT)
     answer(tmp_path, refined, "safetensors")
     folders = sorted(path.parent for path in tmp_path.glob("*encoder*/case.json"))
     (folders[0] / "output.safetensors").unlink()
     (folders[1] / "output.safetensors").write_bytes(b"half")
     save_file({"C": np.ones(3)}, folders[2] / "output.safetensors")
     save_file({"B": np.ones(3)}, folders[3] / "output.safetensors")
-    done = run("crosscheck", "--import", tmp_path, "--json")
+    done = run("--import", tmp_path, "--json")
     assert done.returncode == 1
     problems = {case["id"]: case["problem"] for case in json.loads(done.stdout)["cases"]}
     says = ["has no answer in its folder", "cannot be read as safetensors", "has no tensor B", "returns shape (3,)"]
@@ -103,13 +117,14 @@ def test_what_is_wrong_with_answers_is_said(tmp_path):
         (json.dumps(manifest | {"asked": {"what": "refine"}}), "is not what crosscheck --export wrote"),
     ]:
         (tmp_path / "manifest.json").write_text(broken)
-        done = run("crosscheck", "--import", tmp_path)
+        done = run("--import", tmp_path)
         assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.fixture
-def module(tmp_path):
-    """A folder with a module of functions, and how to run the command there."""
+def module(run, tmp_path, monkeypatch):
+    """How to run the command in a folder with a module of functions."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
         "import os, sys, time\n"
         "import minisaobp as ms\n"
@@ -124,10 +139,7 @@ def module(tmp_path):
     (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "worse.py").write_text("def f(:\n")
 
-    def crosscheck(*arguments):
-        return run("crosscheck", *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
-
-    return crosscheck
+    return run
 
 
 def test_the_command(module):
@@ -173,11 +185,8 @@ def test_the_command_survives(module, name, says):
         (["--export", "."], "is not empty, expected a new or empty folder"),
     ],
 )
-def test_bad_input_is_one_line(module, tmp_path, monkeypatch, capfd, arguments, says):
+def test_bad_input_is_one_line(module, arguments, says):
     if "cupy" in arguments and importlib.util.find_spec("cupy"):
         pytest.skip("there is CuPy here")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(["crosscheck", *arguments])
-    errors = capfd.readouterr().err
-    assert stopped.value.code == 2 and len(errors.splitlines()) == 1 and says in errors, errors
+    done = module(*arguments)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and says in done.stderr, done.stderr
