@@ -180,6 +180,11 @@ def our_step(variant, dropout, ids, labels, mask):
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
+    return step_of(config, ids, labels, mask)
+
+
+def step_of(config, ids, labels, mask):
+    """A function that does one training step of an encoder."""
     model = Bert.initialise(config, np.random.default_rng(0))
     optimiser, rng = AdamW.for_parameters(model.parameters), np.random.default_rng(1)
 

@@ -4,9 +4,21 @@ import argparse
 import os
 import sys
 
-from .commands import bench, compare, crosscheck, diagnose, evaluate, generate, pretrain, sweep, train
+from .commands import (
+    bench,
+    compare,
+    crosscheck,
+    data,
+    diagnose,
+    evaluate,
+    finetune,
+    generate,
+    pretrain,
+    sweep,
+    train,
+)
 
-COMMANDS = (compare, train, pretrain, sweep, evaluate, generate, diagnose, crosscheck, bench)
+COMMANDS = (compare, train, pretrain, finetune, sweep, evaluate, generate, diagnose, crosscheck, data, bench)
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,6 +13,7 @@ from .diagnose import by_layer
 from .files import write_json
 from .nn import Bert
 from .results import environment
+from .text.batches import in_order
 from .text.dataset import HELD_OUT_MASKS, Dataset, read_dataset
 from .training.loop import LOOK_EVERY, Settings, evaluate, optimiser_for, train
 
@@ -35,7 +36,7 @@ def prepare(corpus, length):
     text = read_dataset(corpus, causal=False, length=length, vocab_size=VOCABULARY)
     ordinary = ~np.isin(np.arange(text.vocabulary), text.special)
     # add-one smoothing: a token that only the held-out text has must not cost infinity
-    counts = np.where(ordinary, np.bincount(text.training.ids.reshape(-1), minlength=text.vocabulary) + 1.0, 0)
+    counts = np.where(ordinary, np.bincount(text.training.tokens.ids, minlength=text.vocabulary) + 1.0, 0)
     held_out = text.held_out.ids[ordinary[text.held_out.ids]]
     return Task(
         text=text,
@@ -66,7 +67,8 @@ def run_variant(task, config, settings, report, xp=np):
         "perplexity": score.perplexity,
         "accuracy": score.accuracy,
         "masked_tokens": score.labels,
-        **by_layer(model, task.text.held_out, ("entropy", "gtd", "indirect_entropy"), BATCH_HELD_OUT),
+        # of the text as it stands, nothing masked
+        **by_layer(model, in_order(task.text.held_out, BATCH_HELD_OUT), ("entropy", "gtd", "indirect_entropy")),
         "seconds_per_step": quartiles[1],
         "seconds_per_step_quartiles": [quartiles[0], quartiles[2]],
         "training_loss": [float(loss) for loss in losses],

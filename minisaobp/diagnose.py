@@ -16,7 +16,6 @@ from scipy import stats
 from . import metrics
 from .backend import in_pieces, to_host
 from .metrics.entropy import mean_over_rows
-from .text.batches import in_order
 
 # by layer, head and sequence; `cross_layer_gtd` by layer and sequence, of the mean over heads
 MEASURES = ("entropy", "gtd", "indirect_entropy", "sparsity", "sink", "normalised_entropy", "local")
@@ -162,21 +161,23 @@ class Diagnosis:
         }
 
 
-def by_layer(model, examples, measures, size=32):
-    """{measure: [a number for every layer]} of a model on a Batch of text as it stands: means over heads and sequences.
+def by_layer(model, batches, measures):
+    """{measure: [a number for every layer]} of a model on text as it stands: means over heads and sequences.
 
-    measures: names of functions of `metrics`, "entropy" for the attention entropy. Padding does not count.
+    batches: an iterable of Batch; of choices each is a sequence. measures: names of functions of `metrics`, "entropy"
+    for the attention entropy. Padding does not count.
     """
     functions = {name: getattr(metrics, {"entropy": "attention_entropy"}.get(name, name)) for name in measures}
     options = {"sparsity": {"causal": model.config.model_type == "gpt2"}}
-    sums = dict.fromkeys(measures, 0)
-    for batch in in_order(examples, size):
-        valid = batch.attention_mask
-        maps = to_host(model.attention_maps(batch.ids, valid))  # [layers, B, H, L, L]
+    sums, sequences = dict.fromkeys(measures, 0), 0
+    for batch in batches:
+        maps = to_host(model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids))  # [N, B, H, L, L]
+        valid = batch.attention_mask.reshape(-1, 1, maps.shape[-1])
         for name, function in functions.items():
-            values = function(maps, valid=valid[:, None], **options.get(name, {}))
+            values = function(maps, valid=valid, **options.get(name, {}))
             sums[name] += values.mean(axis=2).sum(axis=1, dtype=np.float64)
-    return {name: [float(x) for x in total / len(examples.ids)] for name, total in sums.items()}
+        sequences += maps.shape[1]
+    return {name: [float(x) for x in total / sequences] for name, total in sums.items()}
 
 
 def check_attention(maps, valid, first=0):

@@ -19,7 +19,7 @@ def write_whole(path, write, before_renaming=None):
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())  # mkstemp's files are for the owner only
+        os.chmod(beside, 0o666 & ~umask())  # mkstemp's files are for the owner only
         if before_renaming is not None:
             before_renaming()
         os.replace(beside, path)
@@ -30,7 +30,7 @@ def write_whole(path, write, before_renaming=None):
         raise
 
 
-def _umask():
+def umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from minisaobp import bench
+from minisaobp import bench, bench_text
 
 
 def test_contestants_take_turns():
@@ -21,3 +21,14 @@ def test_bench_bp_measures_and_records(tmp_path, monkeypatch, capsys):
     assert results["algorithm1"]["seconds"] > results["algorithm1"]["seconds_refine"]
     printed = capsys.readouterr().out
     assert "Floor" in printed and f"Wrote {tmp_path}" in printed
+
+
+def test_bench_text_measures_and_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_text, "STEPS", 3)
+    path = tmp_path / "own.txt"
+    path.write_text("\n\n".join(f"Sentence {n} says that {n * n} is the square of {n}." for n in range(300)))
+    bench_text.bench_text(tmp_path / "text.json", [path])
+    results = json.loads((tmp_path / "text.json").read_text())
+    assert results["corpus"] == ["own.txt"] and results["words"] == 300 * 10 + 299 * 2
+    assert results["WordPiece"]["tokens"] > 1000 < results["byte-level BPE"]["tokens"]
+    assert 0 < results["pipeline"]["share"] < 1 and "A masked batch of 16 x 64" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """train, evaluate and generate as a person meets them."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -57,6 +58,45 @@ def test_evaluate_gives_what_the_run_logged(runs):
         assert own.returncode == 0 and "sequences of 12 tokens" in own.stdout, own.stderr
 
 
+def test_held_out_files_an_existing_tokenizer_and_perplexity_per_word(tmp_path, runs):
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(f"It is said that {n * n} is not {n}." for n in range(50)))
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["sentence", "says", "that", "is", "the", "square", "of", "."],
+    ]
+    vocabulary += [f"{n}" for n in range(10)] + [f"##{n}" for n in range(10)]
+    (tmp_path / "vocab.txt").write_text("\n".join([*vocabulary[1:], vocabulary[0]]) + "\n")  # [PAD] is the last
+    common = [*SMALL, "--corpus", runs / "own.txt", "--held-out", other]
+    done = run("train", *common, "--tokenizer", tmp_path / "vocab.txt", "--out", tmp_path / "encoder")
+    assert done.returncode == 0, done.stderr
+    described = json.loads((tmp_path / "encoder" / "best" / "config.json").read_text())
+    assert described["vocab_size"] == len(vocabulary) and described["pad_token_id"] == len(vocabulary) - 1
+    done = run("train", *common, "--vocabulary", 300, "--model", "decoder", "--out", tmp_path / "decoder")
+    assert done.returncode == 0 and re.search(r"perplexity [\d.]+ per token and [\d.]+ per word", done.stdout), (
+        done.stderr
+    )
+    assert len(os.listdir(tmp_path / "decoder" / "tokens")) == 1
+    words = len(other.read_text().split()) + other.read_text().count("\n")
+    lines = [json.loads(row) for row in (tmp_path / "decoder" / "metrics.jsonl").read_text().splitlines()]
+    line = min(lines, key=lambda row: row["held_out_loss"])
+    for more in ([], ["--text", other, "--length", 16]):
+        found = run("evaluate", "--checkpoint", tmp_path / "decoder", *more)
+        assert found.returncode == 0 and f"loss {line['held_out_loss']:.4f} nats" in found.stdout, found.stderr
+        per_word = math.exp(line["held_out_loss"] * line["held_out_labels"] / words)
+        assert f"perplexity {per_word:.2f} per word: the whole loss over {words:,} words" in found.stdout
+    (tmp_path / "vocab.txt").unlink()  # the run has its own copy
+    assert run("train", "--resume", tmp_path / "encoder").returncode == 0
+    refused(tmp_path, ["train", "--tokenizer", "decoder/best"], r"--tokenizer: expected a tokenizer with \[PAD\]")
+    refused(tmp_path, ["train", "--tokenizer", "vocab.txt"], "--tokenizer: .*vocab.txt cannot be read as a tokenizer")
+    refused(tmp_path, ["train", "--tokenizer", "decoder/best", "--vocabulary", "400"], "--vocabulary: not beside --tok")
+    refused(tmp_path, ["train", "--held-out", "other.txt"], "--held-out: needs --corpus")
+
+
 def test_generate_continues_and_repeats(runs):
     arguments = ["generate", "--checkpoint", runs / "decoder", "--prompt", "Sentence", "--temperature", "1"]
     first, again, other = (run(*arguments, "--seed", seed).stdout for seed in (0, 0, 1))
@@ -101,7 +141,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
             ["--variant", "none", "--regulariser", "eigen", "--regulariser-strength", "1"],
             "--regulariser: expected a layer",
         ),
-        (["--corpus", "missing.txt"], r"--corpus: .*missing.txt' cannot be read \(no such file\)"),
+        (["--corpus", "missing.txt"], r"--corpus: .*missing.txt cannot be read \(no such file\)"),
         (["--corpus", "short.txt"], "--corpus: the training text has .* tokens, shorter than one sequence"),
         (["--resume", "nothing"], "--resume: nothing.*no such file"),
         (["--resume", "run", "--steps", "7"], "--steps: expected that of the run, 6, got 7"),

@@ -11,9 +11,12 @@ DESCRIPTION = "Measure speed and memory as medians with spreads, and as ratios t
 def add(parser):
     parser.add_argument(
         "what",
-        choices=["bp", "train", "gpu"],
-        help="bp: refinement, streaming attention, Algorithm 1 in loops; train: a training step of BERT-Mini; gpu: "
-        "both on a GPU, matrix products in TF32",
+        choices=["bp", "train", "text", "gpu"],
+        help="bp: refinement, streaming attention, Algorithm 1 in loops; train: a training step of BERT-Mini; text: "
+        "tokens and the input pipeline; gpu: the first two on a GPU, matrix products in TF32",
+    )
+    parser.add_argument(
+        "--corpus", nargs="+", metavar="FILE", help="of text: UTF-8 files (default: Python's own documentation)"
     )
     parser.add_argument(
         "--out", default="runs/bench", metavar="DIR", help="folder for the results as JSON (default: %(default)s)"
@@ -28,6 +31,13 @@ def run(args, fail):
         from ..bench_gpu import bench_gpu
 
         return bench_gpu(out / "gpu.json", xp)
+    if args.what == "text":
+        from ..bench_text import bench_text
+
+        try:
+            return bench_text(out / "text.json", args.corpus)
+        except ValueError as error:
+            fail(f"argument --corpus: {error}")
     from .. import bench
 
     {"bp": bench.bench_bp, "train": bench.bench_train}[args.what](out / f"{args.what}.json")

@@ -62,7 +62,7 @@ def run(args, fail):
     options.check_memory(next(iter(configs.values())), args.batch, args.length, xp, fail)
     out = options.writable_folder(args.out, ("results.json", "attention.png"), fail)
     print(
-        f"{text.source}: {len(text.training.ids)} training and {len(text.held_out.ids)} held-out sequences of "
+        f"{text.source}: {text.training.count} training and {text.held_out.count} held-out sequences of "
         f"{args.length} tokens, vocabulary {text.vocabulary}"
     )
     try:

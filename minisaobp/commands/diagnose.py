@@ -178,7 +178,7 @@ def _model_and_text(path, args, fail):
     try:
         if args.text is not None:
             return model, examples_of(whole_files(args.text), tokenizer, causal, length)
-        text = read_dataset(asked["corpus"], causal, length, tokenizer=tokenizer)
+        text = read_dataset(asked["corpus"], causal, length, tokenizer=tokenizer, held_out=asked["held_out"])
     except ValueError as error:
         fail(f"argument {'--text' if args.text else '--checkpoint, the text of its run'}: {error}")
     if text.fingerprint != trained_on:

@@ -175,6 +175,60 @@ def writable_folder(path, names, fail):
     return Path(path)
 
 
+def add_all(parser, defaults):
+    """A function (name, help, ...) that adds an option with its default in the help and, if not given, no attribute:
+    beside --resume and --config it matters which options were given. defaults: {name: value}, or words about it."""
+
+    def add(name, help, **more):
+        value = defaults.get(name[2:].replace("-", "_"))
+        if value is not None and value is not False:
+            help += f" (default: {' '.join(value) if isinstance(value, list) else value})"
+        parser.add_argument(name, default=argparse.SUPPRESS, help=help, **more)
+
+    return add
+
+
+def resumed(path, given, defaults, paths, command, fail):
+    """The options of the run that `path` belongs to, the checkpoint's file and what it says about the run.
+
+    given: the options beside --resume, which must be the run's, but for where it computes. defaults: all options of the
+    command that started it; paths: names of those that are paths, absolute in a run.
+    """
+    from ..training.checkpoint import find_checkpoint
+
+    try:
+        file, description = find_checkpoint(path)
+    except ValueError as error:
+        fail(f"argument --resume: {error}")
+    asked = description["about"].get("options", {}) | {"out": str(file.parent)}
+    if asked.keys() != defaults.keys():
+        fail(f"argument --resume: {file} is not of a run that `{command}` started: its options are others")
+    try:
+        recorded = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))["options"] | {"out": asked["out"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = description["about"]["options"] | {"out": asked["out"]}  # lost, and written again
+    if recorded != description["about"]["options"] | {"out": asked["out"]}:
+        fail(f"argument --resume: {file} is a checkpoint of another run than {file.parent / 'run.json'}")
+    for name, value in given.items():
+        if name in ("device", "precision"):  # a run may move
+            asked[name] = value
+            continue
+        wanted = absolute(value) if name in paths else value
+        if name == "out" and os.path.realpath(value) == os.path.realpath(file.parent):
+            continue
+        if wanted != asked[name]:
+            option = name.replace("_", "-")
+            fail(f"argument --{option}: expected that of the run, {json.dumps(asked[name])}, got {json.dumps(value)}")
+    return asked, file, description["about"]
+
+
+def absolute(paths):
+    """A path, a list of them or None, as absolute ones: a resumed run may start elsewhere."""
+    if paths is None:
+        return None
+    return [os.path.abspath(path) for path in paths] if isinstance(paths, list) else os.path.abspath(paths)
+
+
 def opened(path, fail):
     """Model and tokenizer of a training run (its best model) or of a model's directory, and that directory."""
     from ..nn import from_pretrained
@@ -209,6 +263,9 @@ def run_of(directory, fail):
         return None, None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record["options"][name] for name in ("corpus", "length")}, record["text"]
+        if "task" in record["options"]:  # fine-tuned: on examples, not on a text
+            return None, None
+        asked = {name: record["options"][name] for name in ("corpus", "length")}
+        return asked | {"held_out": record["options"].get("held_out")}, record["text"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"argument --checkpoint: {path} cannot be read as the record of a run ({type(error).__name__}: {error})")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import train
+from . import options, train
 
 NAME, HELP = "pretrain", "train a model of the paper with its settings; --resume goes on with a run"
 DESCRIPTION = (
@@ -38,7 +38,7 @@ def add(parser):
         "warmup": "the paper's share of the steps: 3000, 7500, 12000 of its own",
     }
     shown = DEFAULTS | of_the_paper
-    add = train.adder(parser, shown)
+    add = options.add_all(parser, shown)
     add("--preset", "the model (Table 4): bert-mini, bert-small, bert-medium, gpt2-mini, gpt2-small or gpt2-medium",
         metavar="NAME", type=_preset)  # fmt: skip
     train.add_others(parser, shown)
@@ -68,4 +68,4 @@ def complete(given, fail):
             asked[name] = value
     if asked["warmup"] is None:
         asked["warmup"] = asked["steps"] * warmup // steps
-    return train.finished(asked)
+    return train.finished(asked, given, fail)

@@ -130,7 +130,7 @@ class Runner:
 
     def configuration(self, job):
         """What a result records of the options: nothing of the machine, paths as the study gives them."""
-        asked = self.asked(job) | {"corpus": job.options.get("corpus")}
+        asked = self.asked(job) | {name: job.options.get(name) for name in train.PATHS}
         return {name: value for name, value in asked.items() if name not in ("out", "device", "precision")}
 
     def result(self, job, folder, results):
@@ -175,10 +175,10 @@ class Runner:
         }
 
     def text(self, asked):
-        key = json.dumps([asked[name] for name in ("corpus", "length", "vocabulary", "model", "preset")])
+        key = json.dumps([asked[name] for name in (*train.PATHS, "length", "vocabulary", "model", "preset")])
         if key not in self.texts:
             try:
-                self.texts[key] = train.text_of(asked)
+                self.texts[key] = train.text_of(asked, train.tokenizer_of(asked, False, self.fail))
             except ValueError as error:
                 self.fail(f"corpus: {error}")
         return self.texts[key]
@@ -201,13 +201,14 @@ class Runner:
         theta; None if the study asks for none."""
         from ..backend import to_host
         from ..diagnose import by_layer
+        from ..text.batches import in_order
 
         if not self.study.sequences:
             return None
         examples = text.held_out.rows(slice(0, self.study.sequences))
 
         def measures(model):
-            found = by_layer(model, examples, ("entropy", "indirect_entropy", "gtd", "sparsity"))
+            found = by_layer(model, in_order(examples, 32), ("entropy", "indirect_entropy", "gtd", "sparsity"))
             for kind in ("lam", "theta"):
                 learned = [to_host(v).tolist() for name, v in model.parameters.items() if name.endswith(f".{kind}")]
                 found |= {kind: learned} if learned else {}

@@ -4,7 +4,7 @@
 """
 
 import argparse
-import json
+import dataclasses
 import os
 import sys
 
@@ -22,7 +22,10 @@ DEFAULTS = {
     "heads": 4,
     "preset": None,  # of `pretrain`, which decides all of these
     "corpus": None,
+    "held_out": None,
     "vocabulary": 2000,
+    "tokenizer": None,
+    "tokens": None,
     "variant": ["original"],
     "lam": None,
     "learn_lam": None,
@@ -43,11 +46,12 @@ DEFAULTS = {
     "precision": "float32",
     "out": "runs/train",
 }
+PATHS = ("corpus", "held_out", "tokenizer", "tokens")
 
 
 def add(parser):
     shown = DEFAULTS | {"warmup": "a tenth of all", "lam": 0.2}
-    add, whole = adder(parser, shown), options.whole
+    add, whole = options.add_all(parser, shown), options.whole
     add("--model", "masked or causal language model", choices=["encoder", "decoder"])
     add("--layers", "blocks", type=whole(1, 10**4))
     add("--width", "model width", type=whole(1, 10**6))
@@ -55,22 +59,9 @@ def add(parser):
     add_others(parser, shown)
 
 
-def adder(parser, shown):
-    """A function (name, help, ...) that adds an option; shown: what its help says of the default, {name: value}."""
-
-    def add(name, help, **more):
-        value = shown.get(name[2:].replace("-", "_"))
-        if value is not None and value is not False:
-            help += f" (default: {' '.join(value) if isinstance(value, list) else value})"
-        # suppressed: beside --resume and --config it matters which options were given
-        parser.add_argument(name, default=argparse.SUPPRESS, help=help, **more)
-
-    return add
-
-
 def add_others(parser, shown):
-    """Every option but those of the model's size; shown: as of `adder`."""
-    add, whole, real = adder(parser, shown), options.whole, options.real
+    """Every option but those of the model's size; shown: as of `options.add_all`."""
+    add, whole, real = options.add_all(parser, shown), options.whole, options.real
     parser._negative_number_matcher = options.NEGATIVE_NUMBER
     add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
         metavar="PATH")  # fmt: skip
@@ -83,9 +74,14 @@ def add_others(parser, shown):
         "of queries and keys (Bao et al. 2024)", choices=["entropy", "eigen"])  # fmt: skip
     add("--regulariser-strength", "how much of it is added", type=real(0, 1e6))
     add("--dropout", "of embeddings, attention and residuals", type=real(0, 0.99))
-    add("--corpus", "UTF-8 text files; the last tenth of each is held out (default: Python's own documentation)",
+    add("--corpus", "UTF-8 text files, plain, .gz or .xz, WikiText's too (default: Python's own documentation)",
         nargs="+", metavar="FILE")  # fmt: skip
-    add("--vocabulary", "pieces of the tokenizer, at most", type=whole(300, 10**6))
+    add("--held-out", "text files to evaluate on (default: the last tenth of each file of the corpus)",
+        nargs="+", metavar="FILE")  # fmt: skip
+    add("--vocabulary", "pieces of the tokenizer that is trained, at most", type=whole(300, 10**6))
+    add("--tokenizer", "an existing one: vocab.txt, tokenizer.json, or a folder with one of them", metavar="PATH")
+    add("--tokens", "folder for the corpus as tokens, made once and memory-mapped (default: tokens/ in --out)",
+        metavar="DIR")  # fmt: skip
     add("--length", "tokens per sequence", type=whole(8, 10**5))
     add("--batch", "sequences that go through the model at a time", type=whole(1, 10**6))
     add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
@@ -111,6 +107,7 @@ def run(args, fail):
 def work(args, fail, add, complete):
     """Train, as `train` or `pretrain` was asked to; add and complete: of that command."""
     from ..training.checkpoint import BEFORE, LATEST
+    from ..training.loop import Score
     from ..training.run import Interrupted
 
     given = {name: value for name, value in vars(args).items() if name not in ("command", "run", "resume", "config")}
@@ -122,14 +119,15 @@ def work(args, fail, add, complete):
     if resume is None:
         asked, checkpoint, about = complete(given, fail), None, None
     else:
-        asked, checkpoint, about = _resumed(resume, given, fail)
+        asked, checkpoint, about = options.resumed(resume, given, DEFAULTS, PATHS, "train` or `pretrain", fail)
     xp = options.device_library(argparse.Namespace(**asked), fail)
     model_of(asked, 2**16, fail)  # before any work: what is wrong with the options is so for every vocabulary
+    tokenizer = tokenizer_of(asked, resume is not None, fail)
     try:
-        text = text_of(asked)
+        text = text_of(asked, tokenizer)
     except ValueError as error:
         fail(f"argument {'--corpus' if resume is None else '--resume, the text of the run'}: {error}")
-    config, _ = model_of(asked, text.vocabulary, fail)
+    config, _ = model_for(asked, text, fail)
     options.check_memory(config, asked["batch"], asked["length"], xp, fail)
     if about is not None and about["text"] != text.fingerprint:
         fail(f"argument --resume: the text is not that of the run in {asked['out']!r}; expected the same files")
@@ -156,17 +154,53 @@ def work(args, fail, add, complete):
         print(f"The run is complete: models in {out / 'best'} and {out / 'last'}; its log is lost")
         return
     best = min(lines, key=lambda line: line["held_out_loss"])
+    perplexity = f"perplexity {best['held_out_perplexity']:.1f}"
+    if config.model_type == "gpt2":
+        score = Score(best["held_out_loss"], best["held_out_accuracy"], best["held_out_labels"])
+        perplexity += f" per token and {score.perplexity_per(text.documents[1].words()):.1f} per word"
     print(
-        f"Best held-out loss {best['held_out_loss']:.3f}, perplexity {best['held_out_perplexity']:.1f}, at step "
+        f"Best held-out loss {best['held_out_loss']:.3f}, {perplexity}, at step "
         f"{best['step']}; models in {out / 'best'} and {out / 'last'}, the log in {out / 'metrics.jsonl'}"
     )
 
 
-def text_of(asked):
+def tokenizer_of(asked, going_on, fail):
+    """The existing tokenizer that a run asks for, None for one that is trained; going_on: with what the run has."""
+    from ..text.packing import end_of_text
+    from ..text.tokenizer import SpecialTokens, load_tokenizer
+
+    if asked["tokenizer"] is None:
+        return None
+    try:
+        last = os.path.join(asked["out"], "last")  # a run goes on with the tokenizer it began with
+        tokenizer = load_tokenizer(last if going_on and os.path.isdir(last) else asked["tokenizer"])
+        _ = end_of_text(tokenizer) if _is_causal(asked) else SpecialTokens.of(tokenizer)  # which it must have
+    except ValueError as error:
+        fail(f"argument --tokenizer: {error}")
+    return tokenizer
+
+
+def text_of(asked, tokenizer):
     """The text of a run, a Dataset. Raises ValueError as `read_dataset` does."""
     from ..text.dataset import read_dataset
 
-    return read_dataset(asked["corpus"], _is_causal(asked), asked["length"], asked["vocabulary"])
+    return read_dataset(
+        asked["corpus"],
+        _is_causal(asked),
+        asked["length"],
+        asked["vocabulary"],
+        tokenizer,
+        asked["held_out"],
+        asked["corpus"] and (asked["tokens"] or os.path.join(asked["out"], "tokens")),
+    )
+
+
+def model_for(asked, text, fail):
+    """Config and class of the model for a text."""
+    config, model_class = model_of(asked, text.vocabulary, fail)
+    if config.model_type == "bert":
+        config = dataclasses.replace(config, pad_token_id=text.special.pad)
+    return config, model_class
 
 
 def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, measures=None):
@@ -182,7 +216,7 @@ def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, mea
     from ..training.loop import Settings
     from ..training.run import train_run
 
-    config, model_class = model_of(asked, text.vocabulary, fail)
+    config, model_class = model_for(asked, text, fail)
     model = model_class.initialise(config, np.random.default_rng([asked["seed"], 0])).on(xp)
     settings = Settings(
         steps=asked["steps"],
@@ -193,10 +227,15 @@ def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, mea
         weight_decay=asked["weight_decay"],
         seed=asked["seed"],
     )
+    try:
+        training = text.training
+    except (ValueError, OSError) as error:
+        fail(f"argument --tokens: {error}")
     about = about or {"options": asked, "text": text.fingerprint}
     print(
-        f"{text.source}: {len(text.training.ids)} training and {len(text.held_out.ids)} held-out sequences of "
-        f"{asked['length']} tokens, vocabulary {text.vocabulary}; {model.parameters.flat.size:,} parameters"
+        f"{text.source}: {training.count} training and {text.held_out.count} held-out sequences of "
+        f"{asked['length']} tokens, vocabulary {text.vocabulary}; {model.parameters.flat.size:,} parameters\n"
+        f"{training.documents} training documents, of which {training.documents_cut} go over the end of a sequence"
     )
     if checkpoint is None or not (out / "run.json").exists():
         record = about | {"environment": environment(), "corpus": text.summary}
@@ -223,46 +262,20 @@ def complete(given, fail):
     asked = DEFAULTS | given
     if asked["warmup"] is None:
         asked["warmup"] = asked["steps"] // 10
-    return finished(asked)
+    return finished(asked, given, fail)
 
 
-def finished(asked):
+def finished(asked, given, fail):
     """The same with what does not depend on the command: the interval of evaluations, paths."""
     if asked["eval_every"] is None:
         asked["eval_every"] = max(1, asked["steps"] // 10)
-    if asked["corpus"]:
-        asked["corpus"] = [os.path.abspath(path) for path in asked["corpus"]]  # a resumed run may start elsewhere
+    if asked["held_out"] and not asked["corpus"]:
+        fail("argument --held-out: needs --corpus beside it")
+    if asked["tokenizer"] and "vocabulary" in given:
+        fail("argument --vocabulary: not beside --tokenizer, which has one")
+    for name in PATHS:
+        asked[name] = options.absolute(asked[name])  # a resumed run may start elsewhere
     return asked
-
-
-def _resumed(path, given, fail):
-    """The options of the run that `path` belongs to, the checkpoint's file and what it says about the run."""
-    from ..training.checkpoint import find_checkpoint
-
-    try:
-        file, description = find_checkpoint(path)
-    except ValueError as error:
-        fail(f"argument --resume: {error}")
-    asked = description["about"].get("options", {}) | {"out": str(file.parent)}
-    if asked.keys() != DEFAULTS.keys():
-        fail(f"argument --resume: {file} is not of a run that `train` or `pretrain` started: its options are others")
-    try:
-        recorded = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))["options"] | {"out": asked["out"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        recorded = description["about"]["options"] | {"out": asked["out"]}  # lost, and written again
-    if recorded != description["about"]["options"] | {"out": asked["out"]}:
-        fail(f"argument --resume: {file} is a checkpoint of another run than {file.parent / 'run.json'}")
-    for name, value in given.items():
-        if name in ("device", "precision"):  # a run may move
-            asked[name] = value
-            continue
-        wanted = [os.path.abspath(p) for p in value] if name == "corpus" else value
-        if name == "out" and os.path.realpath(value) == os.path.realpath(file.parent):
-            continue
-        if wanted != asked[name]:
-            option = name.replace("_", "-")
-            fail(f"argument --{option}: expected that of the run, {json.dumps(asked[name])}, got {json.dumps(value)}")
-    return asked, file, description["about"]
 
 
 def _is_causal(asked):

@@ -18,6 +18,11 @@ class Batch(NamedTuple):
     attention_mask: Any = None  # as ids; 0 or False for padding
     token_type_ids: Any = None  # as ids
 
+    @property
+    def count(self):
+        """How many examples."""
+        return len(self.ids)
+
     def rows(self, which):
         """The same of these examples only."""
         return Batch(*(None if array is None else array[which] for array in self))
@@ -26,6 +31,7 @@ class Batch(NamedTuple):
 class Batches:
     """Batches without end: every example once per pass, in an order of its own each time.
 
+    examples: a Batch, or what else has a `count` and gives a Batch of `rows(which)`: it may make them on demand.
     prepare(batch, rng) makes of the examples what is trained on, for masking; None leaves them as they are.
     """
 
@@ -34,7 +40,7 @@ class Batches:
 
     def batch(self, number, size):
         """The batch of that number, counted from 0, for batches of that size."""
-        count = len(self.examples.ids)
+        count = self.examples.count
         places = np.arange(number * size, (number + 1) * size)
         rows = np.empty(size, int)
         for turn in np.unique(places // count):
@@ -53,4 +59,4 @@ def _order(count, seed, turn):
 
 def in_order(examples, size):
     """Every example once, in batches of at most that size."""
-    return [examples.rows(slice(a, a + size)) for a in range(0, len(examples.ids), size)]
+    return [examples.rows(slice(a, a + size)) for a in range(0, examples.count, size)]

@@ -1,7 +1,6 @@
-"""Tokens, by the `tokenizers` library: WordPiece for encoders, byte-level BPE for decoders; and documents packed
-into sequences of one length.
-"""
+"""Tokens, by the `tokenizers` library: WordPiece for encoders, byte-level BPE for decoders."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,11 @@ from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
+from tqdm import tqdm
 
+from .corpora import UNKNOWN
+
+AT_A_TIME = 32  # pieces of text, which several cores share
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -47,7 +50,8 @@ def train_wordpiece(documents, vocab_size):
     and of a text in very many scripts only the most frequent characters are kept, up to half of the vocabulary.
     """
     normalise, split = BertNormalizer(lowercase=True).normalize_str, BertPreTokenizer().pre_tokenize_str
-    words = Counter(word for _, text in documents for line in text.splitlines() for word, _ in split(normalise(line)))
+    lines = (line for _, text in documents for line in text.replace(UNKNOWN, " ").splitlines())
+    words = Counter(word for line in lines for word, _ in split(normalise(line)))
     counts = Counter()
     for word, times in words.items():
         for character in word:
@@ -83,38 +87,40 @@ def train_bpe(documents, vocab_size):
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for _, text in documents), trainer)
+    tokenizer.train_from_iterator((text.replace(UNKNOWN, "<unk>") for _, text in documents), trainer)
     return tokenizer
 
 
-def load_tokenizer(directory):
-    """The tokenizer of a model's directory: tokenizer.json, or BERT's vocab.txt, or GPT-2's vocab.json and merges.txt.
+def load_tokenizer(path):
+    """The tokenizer in a model's directory, or a file of one: tokenizer.json, or BERT's vocab.txt, or GPT-2's
+    vocab.json beside merges.txt.
 
     Raises ValueError that names the file.
     """
-    directory = Path(directory)
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / name).exists()]
+        if not found:
+            expected = "tokenizer.json, vocab.txt or vocab.json with merges.txt"
+            raise ValueError(f"{path} has no tokenizer: expected {expected}")
+        path = found[0]
     try:
-        if (directory / "tokenizer.json").exists():
-            path = directory / "tokenizer.json"
+        if path.suffix == ".txt":
+            words = path.read_text(encoding="utf-8").splitlines()
+            tokenizer = Tokenizer(WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+            tokenizer.normalizer = BertNormalizer(lowercase=_lower_case(path.parent))
+            tokenizer.pre_tokenizer, tokenizer.decoder = BertPreTokenizer(), decoders.WordPiece()
+            tokenizer.add_special_tokens([word for word in SPECIAL if word in words])  # as BERT reads them in a text
+        elif (path.parent / "merges.txt").exists() and path.name == "vocab.json":
+            tokenizer = Tokenizer(BPE.from_file(str(path), str(path.parent / "merges.txt")))
+            tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        else:
             tokenizer = Tokenizer.from_file(str(path))
             tokenizer.no_truncation()  # the whole text counts, whatever the file was saved with
             tokenizer.no_padding()
-            return tokenizer
-        if (directory / "vocab.txt").exists():
-            path = directory / "vocab.txt"
-            words = path.read_text(encoding="utf-8").splitlines()
-            tokenizer = Tokenizer(WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
-            tokenizer.normalizer = BertNormalizer(lowercase=_lower_case(directory))
-            tokenizer.pre_tokenizer, tokenizer.decoder = BertPreTokenizer(), decoders.WordPiece()
-            return tokenizer
-        path = directory / "vocab.json"
-        if path.exists():
-            tokenizer = Tokenizer(BPE.from_file(str(path), str(directory / "merges.txt")))
-            tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-            return tokenizer
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{path} cannot be read as a tokenizer ({error})") from None
-    raise ValueError(f"{directory} has no tokenizer: expected tokenizer.json, vocab.txt or vocab.json with merges.txt")
+    return tokenizer
 
 
 def _lower_case(directory):
@@ -125,31 +131,31 @@ def _lower_case(directory):
         return True
 
 
-def pack(documents, tokenizer, length):
-    """Sequences [CLS] tokens [SEP] of one length: ids (N, length) int64 and valid (N, length) booleans.
+def encoded(documents, tokenizer, end=None):
+    """Tokens of (name, text) documents, a piece at a time: (array of ids, whether the document ends with it).
 
-    A sequence never spans two documents; the last one of each document is filled up with [PAD], where valid is False.
+    end: an id that is put after each document, or None. WikiText's <unk> is [UNK] where the tokenizer has one.
     """
-    special, room = SpecialTokens.of(tokenizer), length - 2
-    rows = []
-    for encoding in tokenizer.encode_batch([text for _, text in documents], add_special_tokens=False):
-        rows += [encoding.ids[a : a + room] for a in range(0, len(encoding.ids), room)]
-    ids = np.full((len(rows), length), special.pad)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens) + 2] = [special.cls, *tokens, special.sep]
-    return ids, ids != special.pad
+    unk, ends = tokenizer.token_to_id("[UNK]"), [] if end is None else [end]
+    pieces = _with_ends(documents)
+    with tqdm(desc="tokens", unit=" characters", unit_scale=True, delay=2, leave=False) as bar:
+        while batch := list(itertools.islice(pieces, AT_A_TIME)):
+            parts = [text.split(UNKNOWN) if unk is not None else [text.replace(UNKNOWN, "<unk>")] for text, _ in batch]
+            encodings = iter(tokenizer.encode_batch_fast(list(itertools.chain(*parts)), add_special_tokens=False))
+            for (text, last), part in zip(batch, parts, strict=True):
+                ids = next(encodings).ids
+                for _ in part[1:]:
+                    ids += [unk, *next(encodings).ids]
+                bar.update(len(text))
+                yield np.array(ids + ends if last else ids, np.uint32), last
 
 
-def pack_stream(documents, tokenizer, length):
-    """Sequences of one length from all documents in a row, <|endoftext|> after each, as GPT-2 is trained: ids
-    (N, length) int64 and valid (N, length) booleans, False only at the end of the last one.
-    """
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    if end is None:
-        raise ValueError(f"expected a tokenizer with {END_OF_TEXT}, this one has none")
-    encodings = tokenizer.encode_batch([text for _, text in documents], add_special_tokens=False)
-    stream = np.array([token for encoding in encodings for token in (*encoding.ids, end)])
-    count = -(-len(stream) // length)
-    ids = np.full(count * length, end)
-    ids[: len(stream)] = stream
-    return ids.reshape(count, length), (np.arange(count * length) < len(stream)).reshape(count, length)
+def _with_ends(documents):
+    """(text, whether the document ends with it) of (name, text) pairs."""
+    before = None
+    for name, text in documents:
+        if before is not None:
+            yield before[1], before[0] != name
+        before = name, text
+    if before is not None:
+        yield before[1], True

@@ -92,6 +92,13 @@ class Score:
         """None of a regression; at most e^700, which a float can hold."""
         return None if self.accuracy is None else math.exp(min(self.loss, 700.0))
 
+    def perplexity_per(self, units):
+        """Of a causal model, whose labels are all tokens of a text: the perplexity per word, if `units` are its words.
+
+        WikiText reports it so: the whole loss in nats over the number of words, line ends included.
+        """
+        return math.exp(min(self.loss * self.labels / units, 700.0))
+
 
 def evaluate(model, batches):
     """Score of the model on an iterable of Batch."""

@@ -9,10 +9,12 @@ which it goes on bit for bit.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +29,14 @@ MODEL_FILES = ("config.json", "model.safetensors")
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run, whose state is on disk."""
+
+
+class Judgement(NamedTuple):
+    """What an evaluation found."""
+
+    values: dict  # for the line in metrics.jsonl
+    loss: float  # the model with the least is the best
+    sentence: str  # of it, for a reader
 
 
 def train_run(
@@ -45,13 +55,15 @@ def train_run(
 ):
     """Train a model in a directory that exists; returns the lines of metrics.jsonl as dicts.
 
-    batches, settings: as of `loop.train`. held_out: list of Batch, evaluated at the start, every `every` steps and at
-    the end; the model with the lowest loss on it is in best/. about: JSON that every checkpoint carries. checkpoint: a
-    file of this very run to go on from. beside: {name: bytes} of files that belong next to a model. keep_models: also
-    keep the model of every evaluation. measures: a function from the model to JSON, which every line of the log gets
-    under that name. Ctrl-C ends the step, writes a checkpoint and raises Interrupted; a second one stops at once,
-    without a checkpoint. Raises FloatingPointError if training diverges, with the checkpoint before it intact.
+    batches, settings: as of `loop.train`. held_out: list of Batch, or a function model -> Judgement, for an evaluation
+    at the start, every `every` steps and at the end; the model with the lowest loss then is in best/. about: JSON that
+    every checkpoint carries. checkpoint: a file of this very run to go on from. beside: {name: bytes} of files that
+    belong next to a model. keep_models: also keep the model of every evaluation. measures: a function from the model to
+    JSON, which every line of the log gets under that name. Ctrl-C ends the step, writes a checkpoint and raises
+    Interrupted; a second one stops at once, without a checkpoint. Raises FloatingPointError if training diverges, with
+    the checkpoint before it intact.
     """
+    judge = held_out if callable(held_out) else functools.partial(_judge, batches=held_out)
     directory = Path(directory)
     optimiser = optimiser_for(model, settings)
     best, interval, lines = math.inf, [0.0, 0, 0.0], []  # of the steps since an evaluation: losses, number, seconds
@@ -75,16 +87,20 @@ def train_run(
 
     def measure():
         nonlocal best, interval
-        line = _line(evaluate(model, held_out), optimiser.steps, [float(interval[0]), *interval[1:]])
-        if not math.isfinite(line["held_out_loss"]):
-            raise FloatingPointError(f"the held-out loss is {line['held_out_loss']} after step {optimiser.steps}")
+        losses, steps, seconds = [float(interval[0]), *interval[1:]]
+        found = judge(model)
+        if not math.isfinite(found.loss):
+            raise FloatingPointError(f"the held-out loss is {found.loss} after step {optimiser.steps}")
+        training_loss = losses / steps if steps else None
+        line = {"step": optimiser.steps, "training_loss": training_loss} | found.values
+        line["seconds_per_step"] = seconds / steps if steps else None
         if measures is not None:
             line["measures"] = measures(model)
         lines.append(line)
         _append(directory / "metrics.jsonl", line)
         names = ["last"]
-        if line["held_out_loss"] < best:
-            best = line["held_out_loss"]
+        if found.loss < best:
+            best = found.loss
             names.append("best")
         if keep_models:
             names.append(f"models/step-{optimiser.steps}")
@@ -92,7 +108,8 @@ def train_run(
             _save_model(model, directory / name, beside or {})
         interval = [0.0, 0, 0.0]
         keep()  # last: what a run killed before it has written so far is written again, with the same content
-        tqdm.write(_sentence(line))
+        training = "" if training_loss is None else f"training loss {training_loss:.3f}, "
+        tqdm.write(f"step {optimiser.steps}: {training}{found.sentence}")
 
     steps = train(model, batches, settings, optimiser)
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # loss and gradient are checked at every step
@@ -112,25 +129,17 @@ def train_run(
     return lines
 
 
-def _line(score, step, interval):
-    """One evaluation, as metrics.jsonl records it."""
-    losses, steps, seconds = interval
-    return {
-        "step": step,
-        "training_loss": losses / steps if steps else None,
+def _judge(model, batches):
+    score = evaluate(model, tqdm(batches, desc="held-out", unit="batch", delay=2, leave=False))
+    values = {
         "held_out_loss": score.loss,
         "held_out_perplexity": score.perplexity,
         "held_out_accuracy": score.accuracy,
         "held_out_labels": score.labels,
-        "seconds_per_step": seconds / steps if steps else None,
     }
-
-
-def _sentence(line):
-    training = "" if line["training_loss"] is None else f"training loss {line['training_loss']:.3f}, "
-    accuracy = "" if line["held_out_accuracy"] is None else f", accuracy {line['held_out_accuracy']:.1%}"
-    perplexity = "" if line["held_out_perplexity"] is None else f", perplexity {line['held_out_perplexity']:.5g}"
-    return f"step {line['step']}: {training}held-out loss {line['held_out_loss']:.3f}{perplexity}{accuracy}"
+    accuracy = "" if score.accuracy is None else f", accuracy {score.accuracy:.1%}"
+    perplexity = "" if score.perplexity is None else f", perplexity {score.perplexity:.5g}"
+    return Judgement(values, score.loss, f"held-out loss {score.loss:.3f}{perplexity}{accuracy}")
 
 
 def lines_until(path, step):

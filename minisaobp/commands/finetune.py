@@ -1,0 +1,258 @@
+"""finetune: an encoder on a task, in a folder from which it can go on at any time."""
+
+import argparse
+import hashlib
+import json
+import sys
+
+from . import options
+
+NAME, HELP = "finetune", "train an encoder on a task of the paper (GLUE, SQuAD, HellaSwag, RACE, BoolQ)"
+DESCRIPTION = (
+    "Fine-tune an encoder on a task: evaluated after each epoch, the best model kept in best/, its predictions in the "
+    "task's submission format in predictions/, and metrics.json with scores, GTD and entropy of the dev set."
+)
+DEFAULTS = {
+    "task": None,
+    "data": None,
+    "checkpoint": None,
+    "train": None,
+    "dev": None,
+    "examples": None,
+    "length": None,
+    "stride": None,
+    "batch": 32,
+    "accumulate": 1,
+    "epochs": 3,
+    "rate": 1e-4,
+    "warmup": None,
+    "weight_decay": 0.01,
+    "skip_bad": False,
+    "measure": 1024,
+    "seed": 0,
+    "device": "cpu",
+    "precision": "float32",
+    "out": "runs/finetune",
+}
+PATHS = ("data", "checkpoint", "train", "dev")
+NEEDED = ("task", "data", "checkpoint")
+
+
+def add(parser):
+    from ..text.tasks import TASKS
+
+    whole, real = options.whole, options.real
+    add = options.add_all(parser, DEFAULTS)
+    add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
+        metavar="PATH")  # fmt: skip
+    add("--task", "what to learn", choices=list(TASKS))
+    add("--data", "folder with the official files: the task's own, or one above it (see data/README.md)", metavar="DIR")
+    add("--checkpoint", "folder of a training run (its best model), or of a BERT with config.json, model.safetensors "
+        "and a tokenizer", metavar="DIR")  # fmt: skip
+    add("--train", "a file in place of the official one, in its format", metavar="FILE")
+    add("--dev", "a file in place of the official one, in its format", metavar="FILE")
+    add("--examples", "train on that many only, drawn by the seed (default: all)", type=whole(1, 10**9))
+    add("--length", "tokens per sequence (default: 128, SQuAD 384, RACE 512, BoolQ 256, or all positions if fewer)",
+        type=whole(16, 10**5))  # fmt: skip
+    add("--stride", "SQuAD: context tokens between the beginnings of two windows (default: half a window)",
+        type=whole(1, 10**5))  # fmt: skip
+    add("--batch", "examples that go through the model at a time", type=whole(1, 10**6))
+    add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
+    add("--epochs", "passes over the examples", type=whole(1, 10**6))
+    add("--rate", "peak learning rate", type=real(0, 10))
+    add("--warmup", "steps until the peak (default: a tenth of all)", type=whole(0, 10**9))
+    add("--weight-decay", "of AdamW", type=real(0, 10))
+    add("--skip-bad", "count lines that are not in the task's format, and go on", action="store_true")
+    add("--measure", "dev examples whose attention is measured at the end", type=whole(1, 10**9))
+    add("--seed", "of the head's weights, batches and dropout", type=options.seed)
+    add("--device", "where to compute: gpu needs CuPy, auto takes a GPU if there is one",
+        choices=["cpu", "gpu", "auto"])  # fmt: skip
+    add("--precision", "of a GPU's matrix products: tf32 is faster and keeps 10 bits", choices=["float32", "tf32"])
+    add("--out", "folder of the run", metavar="DIR")
+
+
+def run(args, fail):
+    from ..files import write_json
+    from ..results import environment
+    from ..text.batches import Batches
+    from ..text.tasks import TASKS
+    from ..training.checkpoint import BEFORE, LATEST
+    from ..training.loop import Settings
+    from ..training.run import Interrupted, train_run
+    from ..training.task import judging
+    from .task_data import described, dev_of, read_splits
+
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "run", "resume")}
+    resume = vars(args).get("resume")
+    checkpoint = about = None
+    if resume is None:
+        asked = _complete(given, fail)
+    else:
+        asked, checkpoint, about = options.resumed(resume, given, DEFAULTS, PATHS, NAME, fail)
+    xp = options.device_library(argparse.Namespace(**asked), fail)
+    task = TASKS[asked["task"]]
+    dev = dev_of(task)
+    model, tokenizer, length = _model(task, asked, resume, fail)
+    own = {split: asked[name] for split, name in (("train", "train"), (dev, "dev")) if asked[name]}
+    splits = read_splits(task, asked["data"], ("train", dev), own, asked["skip_bad"], fail)
+    fingerprint = _fingerprint(splits["train"], splits[dev])
+    if about is not None and about["data"] != fingerprint:
+        fail(f"argument --resume: the examples are not those of the run in {asked['out']!r}; expected the same files")
+    out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl", "metrics.json"), fail)
+    if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
+        fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
+
+    encoded = {name: task.encode(part.examples, tokenizer, length, asked["stride"]) for name, part in splits.items()}
+    training = encoded["train"]
+    if asked["examples"] is not None:
+        training = _Some(training, asked["examples"], asked["seed"])
+    model = model.on(xp)
+    settings, every = _settings(Settings, asked, training.count)
+    for name, part in splits.items():
+        print(described(name, part) + f", {encoded[name].truncated:,} of them cut to {length} tokens")
+    print(f"{model.parameters.flat.size:,} parameters, {settings.steps} steps, {every} in an epoch")
+    about = about or {"options": asked, "data": fingerprint}
+    if checkpoint is None or not (out / "run.json").exists():
+        write_json(out / "run.json", about | {"environment": environment(), "parameters": model.parameters.flat.size})
+    try:
+        lines = train_run(
+            model,
+            Batches(training, asked["seed"]),
+            judging(task, splits[dev].examples, encoded[dev]),
+            settings,
+            out,
+            every=every,
+            about=about,
+            checkpoint=checkpoint,
+            beside={"tokenizer.json": tokenizer.to_str().encode()},
+        )
+    except (ValueError, FloatingPointError) as error:
+        fail(str(error))
+    except Interrupted as interrupt:
+        print(f"\n{interrupt}\nGo on with: python -m minisaobp finetune --resume {asked['out']}", file=sys.stderr)
+        raise
+    best = max(lines, key=lambda line: line["dev_score"], default={})
+    _finish(task, dev, out, xp, splits, encoded, asked, {"step": best.get("step"), "steps_per_epoch": every})
+
+
+class _Some:
+    """That many of the examples, drawn by the seed."""
+
+    def __init__(self, examples, count, seed):
+        import numpy as np
+
+        self.examples, self.count = examples, min(count, examples.count)
+        self.which = np.random.default_rng([seed, 0]).permutation(examples.count)[: self.count]
+
+    def rows(self, which):
+        return self.examples.rows(self.which[which])
+
+
+def _complete(given, fail):
+    """All options of a new run."""
+    missing = [f"--{name}" for name in NEEDED if name not in given]
+    if missing:
+        fail(f"the following arguments are required: {', '.join(missing)}, or --resume")
+    asked = DEFAULTS | given
+    return asked | {name: options.absolute(asked[name]) for name in PATHS}
+
+
+def _model(task, asked, resume, fail):
+    """The model with the task's head, its tokenizer, and the length of a sequence."""
+    from pathlib import Path
+
+    import numpy as np
+
+    last = Path(asked["out"]) / "last"
+    again = resume is not None and last.is_dir()  # the run's own, which has the head
+    model, tokenizer, directory = options.opened(last if again else asked["checkpoint"], fail)
+    positions = model.config.max_position_embeddings
+    if model.config.model_type != "bert":
+        fail(f"argument --checkpoint: expected an encoder, {directory} is a decoder (evaluate --zero-shot scores one)")
+    if asked["length"] is not None and asked["length"] > positions:
+        fail(f"argument --length: expected at most the model's {positions} positions, got {asked['length']}")
+    if not again:
+        labels = 1 if task.head == "regression" else len(task.labels) if task.head == "classification" else 2
+        model = model.with_head(task.head, np.random.default_rng([asked["seed"], 0]), labels)
+    length = asked["length"] or min(task.length, positions)
+    options.check_memory(model.config, asked["batch"] * (4 if task.head == "multiple_choice" else 1), length, xp, fail)
+    return model, tokenizer, length
+
+
+def _fingerprint(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        for example in part.examples:
+            digest.update(json.dumps(example).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _settings(kind, asked, examples):
+    """Settings of the training, and the steps of an epoch."""
+    every = -(-examples // (asked["batch"] * asked["accumulate"]))
+    steps = every * asked["epochs"]
+    return kind(
+        steps=steps,
+        batch=asked["batch"],
+        peak_rate=asked["rate"],
+        warmup=steps // 10 if asked["warmup"] is None else asked["warmup"],
+        accumulate=asked["accumulate"],
+        weight_decay=asked["weight_decay"],
+        seed=asked["seed"],
+    ), every
+
+
+def _finish(task, dev, out, xp, splits, encoded, asked, best):
+    """Scores, attention and predictions of the best model, written and printed."""
+    from ..files import write_json, write_whole
+    from ..nn import from_pretrained
+    from ..results import environment
+    from ..training.task import attention_on, predict
+
+    model = from_pretrained(out / "best").on(xp)
+    scores, files = {}, {}
+    for split, part in splits.items():
+        if split == "train":
+            continue
+        predictions = predict(model, encoded[split])
+        if not split.startswith("test"):
+            scores[split] = task.score(part.examples, predictions)
+        if split in task.submission:
+            path = out / "predictions" / split / task.submission[split]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = task.submit(part.examples, predictions, path.name)
+            write_whole(path, lambda file, content=content: file.write(content))
+            files[split] = str(path.relative_to(out))
+    majority = task.majority(splits[dev].examples)
+    attention = attention_on(model, encoded[dev], asked["measure"])
+    missing = [split for split in task.files if split not in splits]
+    record = {
+        "task": asked["task"],
+        "title": task.title,
+        "options": asked,
+        "environment": environment(),
+        "parameters": model.parameters.flat.size,
+        "splits": {
+            split: part.record | {"sequences": encoded[split].count, "cut": encoded[split].truncated}
+            for split, part in splits.items()
+        },
+        "missing_splits": missing,
+        "best": best,
+        "scores": scores,
+        "majority": majority,
+        "attention": attention,
+        "predictions": files,
+    }
+    write_json(out / "metrics.json", record)
+    for split, row in scores.items():
+        line = ", ".join(f"{name} {value:.4f}" for name, value in row.items())
+        same = "" if majority is None or split != dev else f"; the same answer for all: {majority['score']:.4f}"
+        print(f"{task.title} {split}, {len(splits[split].examples):,} examples: {line}{same}")
+    means = {name: attention[name]["mean"] for name in ("entropy", "gtd", "indirect_entropy")}
+    print(
+        f"attention on {attention['examples']:,} of its sequences: entropy {means['entropy']:.3f}, GTD "
+        f"{means['gtd']:.3f}, indirect entropy {means['indirect_entropy']:.3f}"
+    )
+    if missing:
+        print(f"Not there: {', '.join(missing)}")
+    print(f"Wrote {out / 'metrics.json'} and {', '.join(str(out / file) for file in files.values())}")
