@@ -120,7 +120,7 @@ def test_other_files_and_fewer_examples(here):
     race = here / "data/race-middle/dev.jsonl"
     done = finetune(here, "race", "--train", race, "--dev", race, "--epochs", 1, "--examples", 1, "--stride", 8)
     assert done.returncode == 0, done.stderr
-    assert "1 steps, 1 in an epoch" in done.stdout and "Not there: test" in done.stdout
+    assert "1 training sequences, 1 steps, 1 in an epoch" in done.stdout and "Not there: test" in done.stdout
     lines = (here / "runs/race/predictions/dev/RACE.jsonl").read_text().splitlines()
     assert [json.loads(line)["idx"] for line in lines] == ["own1.txt-0", "own1.txt-1"]
     assert {json.loads(line)["label"] for line in lines} <= set("ABCD")

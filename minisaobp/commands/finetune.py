@@ -110,7 +110,10 @@ def run(args, fail):
     settings, every = _settings(Settings, asked, training.count)
     for name, part in splits.items():
         print(described(name, part) + f", {encoded[name].truncated:,} of them cut to {length} tokens")
-    print(f"{model.parameters.flat.size:,} parameters, {settings.steps} steps, {every} in an epoch")
+    print(
+        f"{model.parameters.flat.size:,} parameters; {training.count:,} training sequences, {settings.steps} steps, "
+        f"{every} in an epoch"
+    )
     about = about or {"options": asked, "data": fingerprint}
     if checkpoint is None or not (out / "run.json").exists():
         write_json(out / "run.json", about | {"environment": environment(), "parameters": model.parameters.flat.size})
