@@ -92,7 +92,7 @@ def run(args, fail):
     xp = options.device_library(argparse.Namespace(**asked), fail)
     task = TASKS[asked["task"]]
     dev = dev_of(task)
-    model, tokenizer, length = _model(task, asked, resume, fail)
+    model, tokenizer, length = _model(task, asked, resume, xp, fail)
     own = {split: asked[name] for split, name in (("train", "train"), (dev, "dev")) if asked[name]}
     splits = read_splits(task, asked["data"], ("train", dev), own, asked["skip_bad"], fail)
     fingerprint = _fingerprint(splits["train"], splits[dev])
@@ -160,7 +160,7 @@ def _complete(given, fail):
     return asked | {name: options.absolute(asked[name]) for name in PATHS}
 
 
-def _model(task, asked, resume, fail):
+def _model(task, asked, resume, xp, fail):
     """The model with the task's head, its tokenizer, and the length of a sequence."""
     from pathlib import Path
 

@@ -11,9 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from ..nn.attention import lam_of_layer
 from ..nn.config import Config
-from ..nn.encoder import LAM, QKV, block, block_backward
+from ..nn.encoder import QKV, block, block_backward
 from ..nn.model import MODELS
 from ..nn.parameters import Parameters
 from ..text.batches import Batch
@@ -47,6 +46,7 @@ CONFIGS = {
     "gpt2": Config(vocab_size=20, attention_variant=["high", "low"], model_type="gpt2", layer_norm_eps=1e-5, **SIZES),
 }
 SETTINGS = Settings(steps=10, batch=2, peak_rate=1e-3, warmup=2)
+UNUSED = ("num_labels", "regulariser", "regulariser_strength")  # of a configuration
 ADAM_EPS = 1e-6  # at 1e-8 a gradient that is zero but for rounding would move its weight
 MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], bool)  # (B, L)
 
@@ -105,7 +105,7 @@ def _model_case(kind):
     losses = [loss for loss, _ in train(model, _Same(batch), SETTINGS, optimiser)]
     found["losses"] = ("output", np.array(losses))
     found |= {f"trained.{name}": ("output", view) for name, view in parameters.items()}
-    config = {name: value for name, value in dataclasses.asdict(config).items() if name != "num_labels"}
+    config = {name: value for name, value in dataclasses.asdict(config).items() if name not in UNUSED}
     training = dataclasses.asdict(SETTINGS) | {"optimiser": "AdamW", "betas": optimiser.betas, "eps": ADAM_EPS}
     training |= {"decayed": "matrices", "schedule": "linear warm-up, then a cosine to zero"}
     about = {"what": kind, "concerns": "Eqs. 1, 7-11, 15 and 16 in a language model", "seed": seed}
@@ -135,17 +135,18 @@ def _block_case():
     x, dy = (numbers([seed, n], (*MASK.shape, config.hidden_size), 2.0) for n in (2, 3))
     dy = np.where(MASK[..., None], dy, 0)
     qkv = [weights.stacked([name + kind for name in QKV]) for kind in (".weight", ".bias")]
-    y, A, cache = block(x, weights, *qkv, lam_of_layer(weights.get(LAM), config.lams[0]), "high", config, MASK)
+    lam = np.full((1, 1, 1), config.lams[0])  # an array, so that it has a gradient
+    y, A, cache = block(x, None, weights, *qkv, lam, "high", config, MASK)
     gradients = weights.like(np.zeros_like(weights.flat))
     dqkv = [gradients.stacked([name + kind for name in QKV]) for kind in (".weight", ".bias")]
-    dx, dlam = block_backward(dy, cache, gradients, *dqkv)
+    dx, _, dlam = block_backward(dy, cache, gradients, *dqkv)
     inputs = {"x": x, "dy": dy, "valid": MASK} | {f"weight.{name}": view for name, view in weights.items()}
     found = {
-        "softmax": ("intermediate", cache.attention.refined.P),
+        "softmax": ("intermediate", cache.attention.weights.P),
         "attention": ("intermediate", A),
         "y": ("output", y),
         "dx": ("gradient", dx),
-        "dlam": ("gradient", np.asarray(dlam)),
+        "dlam": ("gradient", dlam.reshape(())),
         **{f"gradient.{name}": ("gradient", view) for name, view in gradients.items()},
     }
     sizes = {name: getattr(config, name) for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
