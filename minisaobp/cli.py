@@ -7,6 +7,7 @@ import sys
 from .commands import (
     bench,
     compare,
+    course,
     crosscheck,
     data,
     diagnose,
@@ -18,7 +19,7 @@ from .commands import (
     train,
 )
 
-COMMANDS = (compare, train, pretrain, finetune, sweep, evaluate, generate, diagnose, crosscheck, data, bench)
+COMMANDS = (compare, train, pretrain, finetune, sweep, evaluate, generate, diagnose, crosscheck, course, data, bench)
 
 
 class Parser(argparse.ArgumentParser):

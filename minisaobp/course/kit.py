@@ -1,0 +1,304 @@
+"""Builds the problem sets for students and grades what they hand in, with nbgrader and without a server.
+
+The folder of a course, in nbgrader's layout:
+
+    source/SET/SET.ipynb              the teacher's: solutions and hidden tests
+    release/SET/SET.ipynb             the students': stubs and visible tests
+    submitted/STUDENT/SET/SET.ipynb   put here by the teacher, or by nbgrader's collect
+    autograded/, feedback/            made by grading: notebooks with outputs, pages for the students
+    gradebook.db, grades.csv          the scores, cell by cell and problem by problem
+"""
+
+import copy
+import csv
+import io
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.apps import NbGraderAPI
+from nbgrader.coursedir import CourseDirectory
+from traitlets.config import Config
+
+from ..files import write_whole
+from .grader import CannotGrade, Limits, defined_names, execute, read, scores
+from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_manual, is_setup, is_solution, is_test, restored
+
+SOURCE = Path(__file__).parents[2] / "notebooks" / "course"
+CONFIG = '''"""nbgrader's configuration of this course: graded by minisaobp, in a process of its own for each submission."""
+
+c = get_config()  # noqa: F821
+c.CourseDirectory.course_id = {course_id!r}
+c.Autograde.sanitize_preprocessors = [
+    "minisaobp.course.preprocessors.Restore",
+    "nbgrader.preprocessors.ClearOutput",
+    "nbgrader.preprocessors.OverwriteKernelspec",
+    "nbgrader.preprocessors.OverwriteCells",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.Autograde.autograde_preprocessors = [
+    "minisaobp.course.preprocessors.ExecuteApart",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.GenerateFeedback.preprocessors = [
+    "nbgrader.preprocessors.GetGrades",
+    "minisaobp.course.preprocessors.HideTests",
+    "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+]
+'''
+
+
+warnings.filterwarnings("ignore", module="nbgrader")  # of nbgrader about SQLAlchemy, which it misuses harmlessly
+
+
+class Bad(Exception):
+    """A folder or a notebook that cannot be built or graded, in one line."""
+
+
+def set_names(folder):
+    return sorted(path.name for path in Path(folder).glob("*/") if (path / f"{path.name}.ipynb").is_file())
+
+
+# ---- checks that need no nbgrader -----------------------------------------------------------------------------------
+
+
+def check_solved(source, limits, what):
+    """Bad unless the solutions score full marks here: a missing package would otherwise be everybody's 0."""
+    nb = copy.deepcopy(source)
+    try:
+        execute(nb, defined_names(nb), limits)
+    except CannotGrade as error:
+        raise Bad(f"{what}: {error}; nothing was graded") from None
+    lost = [name for name, (score, points) in scores(nb).items() if score is not None and score < points]
+    if lost:
+        cell = next(c for c in nb.cells if c.metadata.get("nbgrader", {}).get("grade_id") == lost[0])
+        raise Bad(
+            f"{what}: the solutions themselves fail {', '.join(lost)} ({cell.outputs[-1].evalue}); nothing was graded"
+        )
+
+
+def check_empty(source, release, limits, what):
+    """Bad unless a submission without answers scores 0, or if the release holds a solution or a hidden test."""
+    nb, _ = restored(release, release)
+    originals = {c.metadata.nbgrader.grade_id: c.source for c in source.cells if is_test(c)}
+    for cell in nb.cells:
+        if is_test(cell):
+            cell.source = originals[cell.metadata.nbgrader.grade_id]
+    execute(nb, defined_names(source), limits)
+    free = [name for name, (score, _) in scores(nb).items() if score]
+    if free:
+        raise Bad(f"{what}: without an answer, {', '.join(free)} is passed already")
+    secrets = secret_lines(source)
+    text = "\n".join(cell.source for cell in release.cells)
+    for line in text.split("\n"):
+        if line.strip() in secrets or any(mark in line for mark in (BEGIN_SOLUTION, BEGIN_HIDDEN)):
+            raise Bad(f"{what}: the release would tell {line.strip()!r}")
+    if any(cell.get("outputs") for cell in release.cells):
+        raise Bad(f"{what}: the release would have outputs")
+
+
+def secret_lines(source):
+    """The lines of solutions and hidden tests that stand nowhere else in a notebook; trivial ones apart."""
+    secret, public = set(), set()
+    for cell in source.cells:
+        inside = False
+        for line in cell.source.split("\n"):
+            if re.match(r"\s*### (BEGIN|END) (SOLUTION|HIDDEN TESTS)", line):
+                inside = "BEGIN" in line
+            elif len(line.strip()) > 3:
+                (secret if inside else public).add(line.strip())
+    return secret - public
+
+
+def check_form(nb, what):
+    """Bad unless every cell of a source notebook is what nbgrader and `grader` need."""
+    seen = set()
+    for cell in nb.cells:
+        about = cell.metadata.get("nbgrader", {})
+        identity = about.get("grade_id")
+        if about.get("schema_version") != 3 or not identity or identity in seen:
+            raise Bad(f"{what}: cell {identity or cell.source[:30]!r} needs nbgrader metadata of its own (schema 3)")
+        seen.add(identity)
+        if is_test(cell) and cell.cell_type == "code" and not re.fullmatch(r"p\d+-\w+", identity):
+            raise Bad(f"{what}: the test {identity!r} should be named after its problem, as in p1-a")
+        if is_setup(cell) or is_test(cell):
+            try:
+                compile(cell.source, identity, "exec")
+            except SyntaxError as error:
+                raise Bad(f"{what}: cell {identity} is not plain Python ({error})") from None
+    if not any(is_solution(cell) for cell in nb.cells):
+        raise Bad(f"{what}: has no answer cell")
+
+
+# ---- build ----------------------------------------------------------------------------------------------------------
+
+
+def build(course, limits, say, source=SOURCE):
+    """Make or renew source/, release/ and the configuration of a course's folder; {set: points}."""
+    course, points = Path(course), {}
+    notebooks = {name: read(Path(source) / name / f"{name}.ipynb") for name in set_names(source)}
+    if not notebooks:
+        raise Bad(f"{source}: no problem set there")
+    for name, nb in notebooks.items():
+        check_form(nb, name)
+        check_solved(nb, limits, name)
+    write_whole(
+        course / "nbgrader_config.py", lambda file: file.write(CONFIG.format(course_id=course.resolve().name).encode())
+    )
+    for name, nb in notebooks.items():
+        folder = course / "source" / name
+        if folder.resolve() != (Path(source) / name).resolve():
+            folder.mkdir(parents=True, exist_ok=True)
+            text = nbformat.writes(_without_outputs(nb))
+            write_whole(folder / f"{name}.ipynb", lambda file, text=text: file.write(text.encode()))
+        _done(_api(course, limits).generate_assignment(name, force=True, create=True), f"{name} cannot be released")
+        release = read(course / "release" / name / f"{name}.ipynb")
+        try:
+            check_empty(nb, release, limits, name)
+        except Bad:
+            shutil.rmtree(course / "release" / name)
+            raise
+        points[name] = sum(p for _, p in scores(nb).values())
+        say(f"{name}: {points[name]:g} points; solutions score full marks, an empty submission 0")
+    return points
+
+
+def _without_outputs(nb):
+    nb = copy.deepcopy(nb)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nb
+
+
+# ---- grade ----------------------------------------------------------------------------------------------------------
+
+
+class Grade(NamedTuple):
+    student: str
+    set: str
+    problem: str
+    score: float | str  # "" while it waits for a person
+    points: float
+    note: str
+
+
+def submissions(course):
+    """[(student, set)] of what was handed in, in order; Bad if there is nothing, or nothing released."""
+    course = Path(course)
+    released = set_names(course / "release")
+    if not released:
+        raise Bad(f"{course}: no release/SET/SET.ipynb there; `course build` makes it")
+    found = sorted(
+        (student.name, name) for student in (course / "submitted").glob("*/") for name in released
+        if (student / name).is_dir()
+    )  # fmt: skip
+    if not found:
+        raise Bad(f"{course}: expected submitted/STUDENT/SET/SET.ipynb, with SET one of {', '.join(released)}")
+    return found
+
+
+def grade(course, limits, say, progress=iter):
+    """Grade every submission of a course; writes grades.csv and feedback/. Returns the grades and the failures."""
+    course = Path(course)
+    found = submissions(course)
+    for name in sorted({name for _, name in found}):
+        source = course / "source" / name / f"{name}.ipynb"
+        if not source.is_file():
+            raise Bad(f"{source}: missing, and with it the hidden tests; `course build` makes it")
+        check_solved(read(source), limits, name)
+    grades, failed = [], []
+    api = _api(course, limits)
+    for student, name in progress(found):
+        path = course / "submitted" / student / name / f"{name}.ipynb"
+        try:
+            for line in notes(path, course / "release" / name / f"{name}.ipynb"):
+                say(f"{student}, {name}: {line}")
+            _done(api.autograde(name, student, force=True, create=True), "nbgrader gave up")
+            _done(api.generate_feedback(name, student, force=True), "no feedback could be written")
+        except Bad as error:
+            failed.append(f"{student}, {name}: not graded: {error}")
+            say(failed[-1])
+            continue
+        grades += _grades(course, student, name)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(Grade._fields)
+    writer.writerows(grades)
+    write_whole(course / "grades.csv", lambda file: file.write(text.getvalue().encode()))
+    return grades, failed
+
+
+def notes(path, release):
+    """What had to be put right in a submission, in words; Bad if it is no notebook."""
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*.ipynb"))
+        raise Bad(f"expected {path.name}, found {', '.join(others) or 'no notebook'}")
+    try:
+        return restored(read(path), read(release))[1]
+    except Exception as error:  # whatever a file that is no notebook makes of nbformat
+        raise Bad(f"{path.name} is no notebook ({type(error).__name__})") from None
+
+
+def _grades(course, student, name):
+    """The rows of one submission: its problems, then the total."""
+    executed = read(course / "autograded" / student / name / f"{name}.ipynb")
+    failures = {c.metadata.nbgrader.grade_id: c.outputs[-1].evalue for c in executed.cells
+                if is_test(c) and c.get("outputs") and c.outputs[-1].output_type == "error"}  # fmt: skip
+    problems = {}
+    with Gradebook(_database(course)) as gradebook:
+        for cell in gradebook.find_submission_notebook(name, name, student).grades:
+            problems.setdefault(cell.name.partition("-")[0], []).append(
+                (cell.name, None if cell.needs_manual_grade else cell.score, cell.max_score)
+            )
+    rows = []
+    for problem, cells in sorted(problems.items(), key=lambda item: (len(item[0]), item[0])):
+        waits = any(score is None for _, score, _ in cells)
+        said = "; ".join(dict.fromkeys(failures[c] for c, _, _ in sorted(cells) if c in failures))
+        score = sum(score or 0 for _, score, _ in cells)
+        note = "to be graded by hand" if waits else " ".join(said.split())
+        rows.append(Grade(student, name, problem, "" if waits else score, sum(p for _, _, p in cells), note))
+    waits = any(row.score == "" for row in rows)
+    total = sum(row.score or 0 for row in rows)
+    note = "without what is to be graded by hand" if waits else ""
+    return [*rows, Grade(student, name, "total", total, sum(row.points for row in rows), note)]
+
+
+# ---- nbgrader -------------------------------------------------------------------------------------------------------
+
+
+def _database(course):
+    return f"sqlite:///{Path(course).resolve() / 'gradebook.db'}"
+
+
+def _api(course, limits):
+    programs = os.path.dirname(sys.executable)  # nbgrader calls `alembic`, also where no environment is activated
+    if programs not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = programs + os.pathsep + os.environ["PATH"]
+    config = Config()
+    exec(CONFIG.format(course_id=Path(course).resolve().name), {"get_config": lambda: config})
+    config.CourseDirectory.root = str(Path(course).resolve())
+    config.ExecuteApart.seconds, config.ExecuteApart.megabytes = limits.seconds, limits.megabytes
+    config.ExecuteApart.user = limits.user or ""
+    config.NbGraderAPI.log_level = logging.WARNING
+    config.Exchange.root = str(Path(course).resolve())  # none is used
+    return NbGraderAPI(CourseDirectory(config=config), config=config)
+
+
+def _done(result, what):
+    """Bad unless nbgrader, which reports failure in a dict and an exit code of 0, succeeded."""
+    if result["success"]:
+        return
+    lines = f"{result.get('log')}\n{result.get('error')}".splitlines()
+    errors = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|CannotGrade|Entry|TooOld|TooNew)\w*: ", line)]
+    raise Bad(f"{what}: {errors[0] if errors else lines[0]}")
