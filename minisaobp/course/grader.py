@@ -238,7 +238,9 @@ def execute(nb, names, limits):
 def run_test(source, namespace, names, process):
     """Outputs of a test cell; the last one is an error if a test failed."""
     tree = ast.parse(source)
-    wanted = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & names - namespace.keys() - set(dir(builtins))
+    used = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    own = {n.id for n in used if isinstance(n.ctx, ast.Store)} | namespace.keys() | set(dir(builtins))
+    wanted = {n.id for n in used} & names - own
     printed = io.StringIO()
     try:
         with process.copy() as ask:
