@@ -30,6 +30,7 @@ from .submission import BEGIN_HIDDEN, is_manual, is_setup, is_solution, is_test
 
 TEST = "<test>"
 PRINTED = 20_000  # bytes of a cell's output that are kept
+START_SECONDS = 60  # a process may take to start
 
 
 class Limits(NamedTuple):
@@ -45,47 +46,57 @@ class CannotGrade(Exception):
 class StudentError(Exception):
     """What went wrong in the student's process."""
 
-    def __init__(self, words, description=None):
+    def __init__(self, words, lines=()):
         super().__init__(words)
-        self.description = description or {}
+        self.lines = [str(line) for line in lines]
 
 
 class Student:
-    """The process of one submission. Its cells run one after another; each test cell speaks with a copy of it."""
+    """The process of one submission: its cells run one after another, and `copy` keeps its state for a test cell."""
 
     def __init__(self, limits):
         self.limits = limits
-        self.process = None
+        self.started = []  # processes; the last one is that of now
+        self.copies = []
         self.ran = []  # sources of the cells that came to an end
-        self.folder = tempfile.mkdtemp(prefix="submission")
-        if limits.user:
-            shutil.chown(self.folder, limits.user)
-        _copy_font_cache(self.folder)
 
     def __enter__(self):
-        self._start()
+        self.folder = tempfile.mkdtemp(prefix="submission")
+        self.printed = open(os.path.join(self.folder, "printed"), "w+b")  # noqa: SIM115  closed by __exit__
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.path = os.path.join(self.folder, "socket")
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.listener.settimeout(0.2)
+        if self.limits.user:
+            for path in (self.folder, self.path):
+                shutil.chown(path, self.limits.user)
+        _copy_font_cache(self.folder)
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
-        self._kill()
+        for process in self.started:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+            process.wait()
+        for file in (*self.copies, self.listener, self.printed, getattr(self, "connection", self.printed)):
+            file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self):
-        self.listener = socket.socket(socket.AF_UNIX)
-        path = os.path.join(self.folder, f"socket{time.monotonic_ns()}")
-        self.listener.bind(path)
-        os.chmod(path, 0o666)  # the folder keeps others out
-        self.listener.listen()
-        self.listener.settimeout(60)
-        self.printed = open(os.path.join(self.folder, "printed"), "w+b")  # noqa: SIM115  closed by _kill
-        all_cells = int(100 * self.limits.seconds)
         environment = {name: self.folder for name in ("HOME", "IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR")}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment |= {"PATH": os.defpath, "LANG": "C.UTF-8", "MPLBACKEND": "Agg"}
         environment |= {"PYTHONWARNINGS": "ignore:FigureCanvasAgg is non-interactive"}
-        command = [sys.executable, "-I", student.__file__, path, all_cells, self.limits.megabytes]
+        all_cells = int(100 * self.limits.seconds)  # processor time, should all else fail
+        command = [sys.executable, "-I", student.__file__, self.path, all_cells, self.limits.megabytes]
         try:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 list(map(str, command)),
                 cwd=self.folder,
                 env=environment,
@@ -95,109 +106,110 @@ class Student:
                 start_new_session=True,
                 user=self.limits.user,
             )
+            self.started.append(process)
             self.connection = self._accept()
         except (OSError, StudentError) as error:
-            said = Path(self.printed.name).read_text(errors="replace").strip().splitlines()
-            self._kill()
+            self.printed.seek(0)
+            said = self.printed.read(PRINTED).decode(errors="replace").strip().splitlines()
             raise CannotGrade(f"a student's process does not start: {said[-1] if said else error}") from None
 
     def _accept(self):
-        deadline = time.monotonic() + 60
-        self.listener.settimeout(0.2)
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 return self.listener.accept()[0]
             except TimeoutError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
+                if self.started[-1].poll() is not None or time.monotonic() > deadline:
                     raise StudentError("the process has ended") from None
-
-    def _kill(self):
-        if self.process:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # with its copies, whose group is the same
-            self.process.wait()
-        self.listener.close()
-        self.printed.close()
 
     def run(self, source):
         """Run a cell; its outputs in nbformat's form, the last one an error if it failed."""
-        self.printed.seek(0, os.SEEK_END)
-        start, error = self.printed.tell(), None
+        start = self.printed.seek(0, os.SEEK_END)
         try:
-            reply = self._ask(source)
-            error = reply["error"]
-            pictures = [str(p) for p in reply["pictures"]]
+            error, pictures = self._ask(source)
             self.ran.append(source)
         except StudentError as trouble:
             error, pictures = {"kind": "StudentError", "message": str(trouble), "lines": []}, []
+            if self.started[-1].poll() is not None:
+                self._again()
         self.printed.seek(start)
         text = self.printed.read(PRINTED).decode(errors="replace")
         outputs = [new_output("stream", name="stdout", text=text)] if text else []
         outputs += [new_output("display_data", {"image/png": picture}) for picture in pictures]
         if error:
             outputs.append(_error(str(error["kind"]), str(error["message"]), map(str, error["lines"])))
-            self._again_if_dead()
         return outputs
 
     def _ask(self, source):
-        connection = self.connection
+        connection, process = self.connection, self.started[-1]
         connection.settimeout(self.limits.seconds)
         try:
             student.send(connection, {"run": source})
-            return student.receive(connection)
+            reply = student.receive(connection)
+            error = reply["error"] and {k: reply["error"][k] for k in ("kind", "message", "lines")}
+            return error, [str(picture) for picture in reply["pictures"]]
         except TimeoutError:
-            pass
+            late = StudentError(f"the cell took longer than {self.limits.seconds:g} seconds: an endless loop?")
         except (EOFError, OSError, ValueError, TypeError, KeyError, AttributeError):
-            self._kill()
+            process.kill()
+            process.wait()
             raise StudentError("the cell ended its own process (os._exit, or more memory than allowed)") from None
-        late = StudentError(f"the cell took longer than {self.limits.seconds:g} seconds: an endless loop?")
-        os.killpg(self.process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         connection.settimeout(2)
         try:
             student.receive(connection)
         except Exception:  # it does not listen
-            self._kill()
+            process.kill()
+            process.wait()
         raise late
 
-    def _again_if_dead(self):
+    def _again(self):
         """A new process in the state before the cell that ended the old one."""
-        if self.process.poll() is None:
-            return
+        self.connection.close()
         self._start()
-        for source in self.ran:
-            try:
+        with contextlib.suppress(StudentError):
+            for source in self.ran:
                 self._ask(source)
-            except StudentError:
-                return
 
-    @contextlib.contextmanager
     def copy(self):
-        """Ask(message) -> reply of a fresh copy of the process, for as long as a cell may take."""
-        if self.process.poll() is not None:
+        """A Copy of the process as it is now."""
+        try:
+            student.send(self.connection, {"fork": True})
+            made = Copy(self._accept(), self.limits.seconds)
+        except (OSError, StudentError):
+            made = Copy(None, self.limits.seconds)
+        self.copies.append(made)
+        return made
+
+
+class Copy:
+    """A copy of a student's process that waits to be asked by a test cell."""
+
+    def __init__(self, connection, seconds):
+        self.connection, self.seconds, self.deadline = connection, seconds, None
+
+    def close(self):
+        if self.connection:
+            self.connection.close()
+
+    def ask(self, message):
+        """Its reply, a dict. All questions together may take as long as a cell."""
+        if self.connection is None:
             raise StudentError("the process has ended")
-        student.send(self.connection, {"fork": True})
-        connection = self._accept()
-        deadline = time.monotonic() + self.limits.seconds
-
-        def ask(message):
-            connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-            try:
-                student.send(connection, message)
-                reply = student.receive(connection)
-            except TimeoutError:
-                raise StudentError(
-                    f"this took longer than {self.limits.seconds:g} seconds: is there a loop that never ends?"
-                ) from None
-            except (EOFError, OSError):
-                raise StudentError("the call ended the whole process (os._exit, or more memory than allowed)") from None
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise StudentError("what came back is no answer") from None
-            if not isinstance(reply, dict):
-                raise StudentError("what came back is no answer")
-            return reply
-
-        with connection:
-            yield ask
+        self.deadline = self.deadline or time.monotonic() + self.seconds
+        self.connection.settimeout(max(self.deadline - time.monotonic(), 1e-3))
+        try:
+            student.send(self.connection, message)
+            reply = student.receive(self.connection)
+            return {str(k): v for k, v in reply.items()}
+        except TimeoutError:
+            raise StudentError(
+                f"this took longer than {self.seconds:g} seconds: is there a loop that never ends?"
+            ) from None
+        except (EOFError, OSError):
+            raise StudentError("the call ended the whole process (os._exit, or more memory than allowed)") from None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise StudentError("what came back is no answer") from None
 
 
 class StandIn:
@@ -209,33 +221,51 @@ class StandIn:
     def __call__(self, *arguments, **named):
         reply = self.ask({"call": self.name, "arguments": list(arguments), "named": named})
         if "error" in reply:
-            error = {k: reply["error"].get(k) for k in ("kind", "message", "lines")}
-            raise StudentError(f"{self.name} raised {error['kind']}: {error['message']}", error)
-        for mine, theirs in zip(arguments, reply.get("arguments", ()), strict=False):
+            try:
+                kind, message, lines = (reply["error"][k] for k in ("kind", "message", "lines"))
+            except (TypeError, KeyError):
+                raise StudentError("what came back is no answer") from None
+            raise StudentError(f"{self.name} raised {_known(kind)}: {message}", lines)
+        for mine, theirs in zip(arguments, reply.get("changed") or (), strict=False):
             if isinstance(mine, np.ndarray) and mine.shape == getattr(theirs, "shape", None):
                 mine[...] = theirs
         return reply.get("result")
 
 
 def execute(nb, names, limits):
-    """Run every code cell of a notebook, its tests against the functions `names` of the student's, outputs and all."""
-    namespace = {"__name__": "__tests__"}
+    """Run every code cell of a notebook, its tests against the functions `names` of the student's, outputs and all.
+
+    The tests run when all other cells are done, each on a copy of the state that the notebook was in at its place: so
+    no cell can show what a function was given by a hidden test.
+    """
+    setup, tests = [], []  # code of the cells that tests build on; what to do at last
     with Student(limits) as process:
         for number, cell in enumerate((c for c in nb.cells if c.cell_type == "code"), 1):
             cell.execution_count = number
             if is_test(cell):
-                cell.outputs = run_test(cell.source, dict(namespace), names, process)
+                tests.append((cell, setup[:], process.copy()))
                 continue
             if is_setup(cell):
-                try:
-                    with contextlib.redirect_stdout(io.StringIO()):  # shown by the student's process
-                        exec(compile(cell.source, "<setup>", "exec"), namespace)
-                except Exception as error:
-                    raise CannotGrade(f"the setup of the tests fails here: {type(error).__name__}: {error}") from None
+                setup.append(compile(cell.source, "<setup>", "exec"))
             cell.outputs = process.run(cell.source)
+        for cell, before, copy in tests:
+            cell.outputs = run_test(cell.source, _namespace(before), names, copy)
+            copy.close()
 
 
-def run_test(source, namespace, names, process):
+def _namespace(setup):
+    """What a test cell sees: made anew each time, since a student's function may have written into the last one."""
+    namespace = {"__name__": "__tests__"}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the student's process shows it
+            for code in setup:
+                exec(code, namespace)
+    except Exception as error:
+        raise CannotGrade(f"the setup of the tests fails here: {type(error).__name__}: {error}") from None
+    return namespace
+
+
+def run_test(source, namespace, names, copy):
     """Outputs of a test cell; the last one is an error if a test failed."""
     tree = ast.parse(source)
     used = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
@@ -243,16 +273,15 @@ def run_test(source, namespace, names, process):
     wanted = {n.id for n in used} & names - own
     printed = io.StringIO()
     try:
-        with process.copy() as ask:
-            for name in sorted(wanted):
-                reply = ask({"get": name})
-                if "missing" in reply:
-                    raise StudentError(f"{name} is not defined: did its cell fail?")
-                if "error" in reply:
-                    raise StudentError(f"{name} is neither a function nor numbers or text")
-                namespace[name] = StandIn(name, ask) if "function" in reply else reply.get("value")
-            with contextlib.redirect_stdout(printed):
-                exec(compile(tree, TEST, "exec"), namespace)
+        for name in sorted(wanted):
+            reply = copy.ask({"get": name})
+            if "missing" in reply:
+                raise StudentError(f"{name} is not defined: did its cell fail?")
+            if "error" in reply:
+                raise StudentError(f"{name} is neither a function nor numbers or text")
+            namespace[name] = StandIn(name, copy.ask) if "function" in reply else reply.get("value")
+        with contextlib.redirect_stdout(printed):
+            exec(compile(tree, TEST, "exec"), namespace)
     except ImportError as error:
         raise CannotGrade(f"a test needs a package that is missing here: {error}") from None
     except Exception as error:
@@ -261,18 +290,22 @@ def run_test(source, namespace, names, process):
 
 
 def _failure(error, source):
-    """In words, why a test failed. Of a hidden test: what the test itself says, nothing that the student's code says."""
+    """In words, why a test failed. Of a hidden test only what stands before a colon: the rest may tell its numbers."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == TEST]
     before = source.splitlines()[: lines[-1]] if lines else []
     hidden = any(BEGIN_HIDDEN in line for line in before)
-    words, own = str(error) or "a test failed", []
-    if isinstance(error, StudentError) and error.description:
-        own = [] if hidden else map(str, error.description["lines"] or [])
-        if hidden:
-            words = words.partition(":")[0]
-    elif not isinstance(error, AssertionError | StudentError):  # a test that stumbled over what came back
-        words = "the answer is not of the form asked for" + ("" if hidden else f" ({type(error).__name__}: {error})")
-    return _error("Hidden test" if hidden else "Test", words, own)
+    words = str(error) or "a test failed"
+    if not isinstance(error, (AssertionError, StudentError)):  # a test that stumbled over what came back
+        words = f"the answer is not of the form asked for: {type(error).__name__}, {error}"
+    if hidden:
+        return _error("Hidden test", words.partition(":")[0])
+    return _error("Test", words, getattr(error, "lines", ()))
+
+
+def _known(kind):
+    """The name of an exception, if it is one of Python's; others are the student's, and could say anything."""
+    known = isinstance(kind, str) and isinstance(getattr(builtins, kind, None), type)
+    return kind if known else "an exception of its own"
 
 
 def _error(kind, words, lines=()):

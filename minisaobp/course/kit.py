@@ -87,15 +87,20 @@ def check_solved(source, limits, what):
         )
 
 
-def check_empty(source, release, limits, what):
-    """Bad unless a submission without answers scores 0, or if the release holds a solution or a hidden test."""
-    nb, _ = restored(release, release)
-    originals = {c.metadata.nbgrader.grade_id: c.source for c in source.cells if is_test(c)}
+def graded(submitted, source, release, limits):
+    """{grade_id: (score, points)} of a submission, without nbgrader: no gradebook, no feedback."""
+    nb, _ = restored(submitted, release)
+    tests = {c.metadata.nbgrader.grade_id: c.source for c in source.cells if is_test(c)}
     for cell in nb.cells:
         if is_test(cell):
-            cell.source = originals[cell.metadata.nbgrader.grade_id]
+            cell.source = tests[cell.metadata.nbgrader.grade_id]
     execute(nb, defined_names(source), limits)
-    free = [name for name, (score, _) in scores(nb).items() if score]
+    return scores(nb)
+
+
+def check_empty(source, release, limits, what):
+    """Bad unless a submission without answers scores 0, or if the release holds a solution or a hidden test."""
+    free = [name for name, (score, _) in graded(release, source, release, limits).items() if score]
     if free:
         raise Bad(f"{what}: without an answer, {', '.join(free)} is passed already")
     secrets = secret_lines(source)

@@ -9,11 +9,11 @@ from .grader import Limits, defined_names, execute, read
 from .submission import is_test, restored, without_hidden
 
 
-def _release(preprocessor, resources):
-    """The notebook that was handed out."""
+def _original(preprocessor, resources, kind):
+    """The notebook that was handed out (kind "release"), or the teacher's ("source")."""
     about = resources["nbgrader"]
     course = preprocessor.parent.parent.coursedir  # exporter, converter
-    folder = course.format_path(course.release_directory, ".", about["assignment"])
+    folder = course.format_path(getattr(course, f"{kind}_directory"), ".", about["assignment"])
     return read(Path(folder) / f"{about['notebook']}.ipynb")
 
 
@@ -21,7 +21,7 @@ class Restore(NbGraderPreprocessor):
     """Instead of nbgrader's DeduplicateIds: a copied, deleted or tampered cell costs nobody a point."""
 
     def preprocess(self, nb, resources):
-        nb, said = restored(nb, _release(self, resources))
+        nb, said = restored(nb, _original(self, resources, "release"))
         for line in said:
             self.log.warning("%s: %s", resources["nbgrader"]["student"], line)
         return nb, resources
@@ -35,7 +35,7 @@ class ExecuteApart(NbGraderPreprocessor):
     user = Unicode("", help="runs the student's code, if root grades").tag(config=True)
 
     def preprocess(self, nb, resources):
-        names = defined_names(_release(self, resources))
+        names = defined_names(_original(self, resources, "source"))
         execute(nb, names, Limits(self.seconds, self.megabytes, self.user or None))
         return nb, resources
 

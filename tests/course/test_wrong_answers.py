@@ -1,0 +1,64 @@
+"""Every wrong submission loses points on its problem and on no other; about 200 of them, in four processes."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e .[course]")
+
+from minisaobp.course import kit
+from minisaobp.course.grader import Limits, read, scores
+from tests.course import wrong
+
+LIMITS, SHORT = Limits(seconds=60), Limits(seconds=5)  # enough for a busy machine; as much as an endless loop gets
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory):
+    course = tmp_path_factory.mktemp("course")
+    kit.build(course, LIMITS, print)
+    return course
+
+
+@pytest.fixture(scope="session")
+def notebooks(course):
+    """{set: (teacher's, students')}"""
+    kinds = ("source", "release")
+    return {name: tuple(read(course / kind / name / f"{name}.ipynb") for kind in kinds) for name in wrong.SETS}
+
+
+@pytest.fixture(scope="session")
+def graded(notebooks):
+    """{(set, problem, what is wrong): {grade_id: (score, points)}}"""
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        jobs = {}
+        for name, (source, release) in notebooks.items():
+            for (problem, what), nb in wrong.submissions(name, source).items():
+                limits = SHORT if what == "endless loop" else LIMITS
+                jobs[name, problem, what] = pool.submit(kit.graded, nb, source, release, limits)
+        return {key: job.result() for key, job in jobs.items()}
+
+
+def test_every_set_is_here():
+    assert kit.set_names(kit.SOURCE) == sorted(wrong.SETS)
+    for name in wrong.SETS:
+        cells = scores(read(kit.SOURCE / name / f"{name}.ipynb"))
+        problems = {cell.partition("-")[0] for cell, (score, _) in cells.items() if score is not None}
+        assert problems == wrong.SETS[name].keys()
+
+
+@pytest.mark.parametrize(("name", "problem"), [(name, p) for name, problems in wrong.SETS.items() for p in problems])
+def test_a_wrong_answer_loses_points_on_its_problem_alone(graded, name, problem):
+    mine = {what: found for (n, p, what), found in graded.items() if (n, p) == (name, problem)}
+    assert len(mine) >= 6
+    for what, found in mine.items():
+        own = [(score, points) for cell, (score, points) in found.items() if cell.startswith(f"{problem}-")]
+        others = [(score, points) for cell, (score, points) in found.items() if not cell.startswith(f"{problem}-")]
+        assert sum(score for score, _ in own) < sum(points for _, points in own), what
+        assert all(score == points for score, points in others if score is not None), what
+
+
+def test_partial_credit(graded):
+    shares = [sum(s or 0 for s, _ in found.values()) for found in graded.values()]
+    assert len(set(shares)) > 20
