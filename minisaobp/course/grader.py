@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from pathlib import Path
+import warnings
 from typing import NamedTuple
 
 import nbformat
@@ -62,7 +62,7 @@ class Student:
 
     def __enter__(self):
         self.folder = tempfile.mkdtemp(prefix="submission")
-        self.printed = open(os.path.join(self.folder, "printed"), "w+b")  # noqa: SIM115  closed by __exit__
+        self.printed = open(os.path.join(self.folder, "printed"), "w+b")
         self.listener = socket.socket(socket.AF_UNIX)
         self.path = os.path.join(self.folder, "socket")
         self.listener.bind(self.path)
@@ -89,7 +89,7 @@ class Student:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self):
-        environment = {name: self.folder for name in ("HOME", "IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR")}
+        environment = dict.fromkeys(("HOME", "IPYTHONDIR", "MPLCONFIGDIR", "TMPDIR"), self.folder)
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment |= {"PATH": os.defpath, "LANG": "C.UTF-8", "MPLBACKEND": "Agg"}
         environment |= {"PYTHONWARNINGS": "ignore:FigureCanvasAgg is non-interactive"}
@@ -225,6 +225,8 @@ class StandIn:
                 kind, message, lines = (reply["error"][k] for k in ("kind", "message", "lines"))
             except (TypeError, KeyError):
                 raise StudentError("what came back is no answer") from None
+            if kind == "NotImplementedError":
+                raise StudentError(f"{self.name} is not written yet")
             raise StudentError(f"{self.name} raised {_known(kind)}: {message}", lines)
         for mine, theirs in zip(arguments, reply.get("changed") or (), strict=False):
             if isinstance(mine, np.ndarray) and mine.shape == getattr(theirs, "shape", None):
@@ -280,7 +282,8 @@ def run_test(source, namespace, names, copy):
             if "error" in reply:
                 raise StudentError(f"{name} is neither a function nor numbers or text")
             namespace[name] = StandIn(name, copy.ask) if "function" in reply else reply.get("value")
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             exec(compile(tree, TEST, "exec"), namespace)
     except ImportError as error:
         raise CannotGrade(f"a test needs a package that is missing here: {error}") from None

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
-from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.api import Gradebook
 from nbgrader.apps import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
 from ..files import write_whole
-from .grader import CannotGrade, Limits, defined_names, execute, read, scores
-from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_manual, is_setup, is_solution, is_test, restored
+from .grader import CannotGrade, defined_names, execute, read, scores
+from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_setup, is_solution, is_test, restored
 
 SOURCE = Path(__file__).parents[2] / "notebooks" / "course"
-CONFIG = '''"""nbgrader's configuration of this course: graded by minisaobp, in a process of its own for each submission."""
+CONFIG = '''"""nbgrader's configuration of this course: submissions run in processes of their own."""
 
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = {course_id!r}
@@ -58,7 +58,7 @@ c.GenerateFeedback.preprocessors = [
 '''
 
 
-warnings.filterwarnings("ignore", module="nbgrader")  # of nbgrader about SQLAlchemy, which it misuses harmlessly
+warnings.filterwarnings("ignore", module="nbgrader")  # it misuses SQLAlchemy, harmlessly
 
 
 class Bad(Exception):
@@ -304,6 +304,8 @@ def _done(result, what):
     """Bad unless nbgrader, which reports failure in a dict and an exit code of 0, succeeded."""
     if result["success"]:
         return
-    lines = f"{result.get('log')}\n{result.get('error')}".splitlines()
-    errors = [line.strip() for line in lines if re.match(r"\s*[\w.]*(Error|CannotGrade|Entry|TooOld|TooNew)\w*: ", line)]
-    raise Bad(f"{what}: {errors[0] if errors else lines[0]}")
+    log = f"{result.get('log')}\n{result.get('error')}"
+    if "KeyboardInterrupt" in log:
+        raise KeyboardInterrupt
+    errors = re.findall(r"^\s*[\w.]*(?:Error|CannotGrade|Entry|TooOld|TooNew)\w*: .*", log, re.MULTILINE)
+    raise Bad(f"{what}: {errors[0].strip() if errors else log.splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""The three places where nbgrader's pipeline is made to use `submission` and `grader`; nbgrader_config.py names them."""
+"""The three places where nbgrader is made to use `submission` and `grader`; nbgrader_config.py names them."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ It connects to the socket and answers, one message after another:
     {"run": source}     runs a cell                          -> {"error": ..., "pictures": [...]}
     {"fork": true}      makes a copy of the process, which connects on its own and serves one test cell:
     {"get": name}       what the name stands for             -> {"function": true}, {"value": ...} or {"missing": true}
-    {"call": name, "arguments": [...], "named": {...}}       -> {"result": ..., "changed": [...]}, arguments it wrote into
+    {"call": name, "arguments": [...], "named": {...}}       -> {"result": ..., "changed": [...]}
 
 The copy is thrown away after the test cell: no test can tell a later cell anything, and one that never ends, or ends
 the process, takes nothing with it. A message is JSON behind its length, arrays as their bytes; nothing is pickled.

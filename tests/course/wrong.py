@@ -128,7 +128,8 @@ BAD_MANNERS = {
     "hard-coded": "known = EXAMPLE_CALL\n\n\ndef f(*a):\n    return known\n",
     "one size": "right, known = f, []\n\n\ndef f(*a):\n    known.append(np.shape(a[0]) or a[0])\n"
                 "    result = right(*a)\n    if known[0] == known[-1]:\n        return result\n"
-                "    return tuple(0 * r for r in result) if isinstance(result, tuple) else 0 * result\n\n\nEXAMPLE_CALL\n",
+                "    return tuple(0 * r for r in result) if isinstance(result, tuple) else 0 * result\n\n\n"
+                "EXAMPLE_CALL\n",
     "wrong dtype": "right = f\n\n\ndef f(*a):\n    result = right(*a)\n"
                    "    if isinstance(result, tuple):\n        return tuple(np.float32(r) for r in result)\n"
                    "    return np.float32(result)\n",
