@@ -26,6 +26,9 @@ def add(parser):
 def run(args, fail):
     if sys.platform == "win32":
         fail("needs Linux or macOS: the limits of a student's process are Unix's (WSL will do)")
+    _check_user(args.user, fail)
+    if args.source and args.what == "grade":
+        fail("argument --source: of build alone; grade uses the source/ that build made in DIR")
     try:
         from ..course import kit
         from ..course.grader import Limits
@@ -33,9 +36,6 @@ def run(args, fail):
         fail(f"{error.name} is not installed: pip install -e .[course]")
     from tqdm import tqdm
 
-    _check_user(args.user, fail)
-    if args.source and args.what == "grade":
-        fail("argument --source: of build alone; grade uses the source/ that build made in DIR")
     limits = Limits(args.seconds, args.memory, args.user)
     try:
         if args.what == "build":

@@ -59,6 +59,7 @@ c.GenerateFeedback.preprocessors = [
 
 
 warnings.filterwarnings("ignore", module="nbgrader")  # it misuses SQLAlchemy, harmlessly
+warnings.filterwarnings("ignore", message="Non-unique cell id")  # of copied cells, which `restored` speaks of
 
 
 class Bad(Exception):
@@ -263,8 +264,9 @@ def _grades(course, student, name):
     problems = {}
     with Gradebook(_database(course)) as gradebook:
         for cell in gradebook.find_submission_notebook(name, name, student).grades:
+            waits = cell.auto_score is None and cell.manual_score is None
             problems.setdefault(cell.name.partition("-")[0], []).append(
-                (cell.name, None if cell.needs_manual_grade else cell.score, cell.max_score)
+                (cell.name, None if waits else cell.score, cell.max_score)
             )
     rows = []
     for problem, cells in sorted(problems.items(), key=lambda item: (len(item[0]), item[0])):

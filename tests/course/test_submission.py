@@ -26,7 +26,9 @@ def handed_out():
             cell("setup", "import numpy as np"),
             cell("p1-answer", "def twice(x):\n    raise NotImplementedError()", solution=True, locked=False),
             cell("p1-a", TEST, grade=True, points=2),
-            cell("p2-written", "YOUR ANSWER HERE", new_markdown_cell, grade=True, solution=True, locked=False, points=3),
+            cell(
+                "p2-written", "YOUR ANSWER HERE", new_markdown_cell, grade=True, solution=True, locked=False, points=3
+            ),
         ]
     )
 
@@ -60,7 +62,9 @@ def test_a_copied_answer_counts_once(handed_in, handed_out):
         nb = copy.deepcopy(handed_in)
         nb.cells.insert(place, copy.deepcopy(handed_out.cells[2]))
         nb, said = restored(nb, handed_out)
-        assert sources(nb) == sources(handed_in) and said == ["cell p1-answer is there 2 times: the first changed one counts"]
+        assert sources(nb) == sources(handed_in) and said == [
+            "cell p1-answer is there 2 times: the first changed one counts"
+        ]
 
 
 def test_deleted_and_changed_cells_are_put_back(handed_in, handed_out):
@@ -120,7 +124,9 @@ def test_wrong_answers_in_words(handed_in, answer, words):
 
 def test_endless_loops(handed_in):
     handed_in.cells.insert(1, new_code_cell("while True: pass"))
-    handed_in.cells.insert(1, new_code_cell("while True:\n    try:\n        while True: pass\n    except BaseException: pass"))
+    handed_in.cells.insert(
+        1, new_code_cell("while True:\n    try:\n        while True: pass\n    except BaseException: pass")
+    )
     outputs, points = graded(handed_in, Limits(seconds=1.5))
     assert "longer than 1.5 seconds" in str(handed_in.cells[1].outputs) and outputs == [] and points["p1-a"] == (2, 2)
     handed_in.cells[4].source = "def twice(x):\n    while True: pass"
@@ -129,9 +135,9 @@ def test_endless_loops(handed_in):
 
 
 def test_no_cell_learns_what_a_test_asks(handed_in):
-    handed_in.cells[2].source = (
-        "seen = []\n\n\ndef twice(x):\n    seen.append(x)\n    open('seen', 'a').write(f'{x} ')\n    print(x)\n    return 2 * x"
-    )
+    handed_in.cells[
+        2
+    ].source = "seen = []\n\n\ndef twice(x):\n    seen.append(x)\n    open('seen', 'a').write(f'{x} ')\n    print(x)\n    return 2 * x"
     handed_in.cells.append(new_code_cell("import os\nprint(seen, os.path.exists('seen'))"))
     execute(handed_in, {"twice"}, LIMITS)
     assert handed_in.cells[-1].outputs[0].text == "[] False\n" and scores(handed_in)["p1-a"] == (2, 2)
