@@ -9,7 +9,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from minisaobp.course.grader import CannotGrade, Limits, defined_names, execute, scores
 from minisaobp.course.submission import restored, without_hidden
 
-TEST = "assert twice(2) == 4, 'twice 2 is 4'\n### BEGIN HIDDEN TESTS\nassert twice(3) == 6, 'other: 3'\n### END HIDDEN TESTS"
+TEST = """assert twice(2) == 4, 'twice 2 is 4'
+### BEGIN HIDDEN TESTS
+assert twice(3) == 6, 'other: 3'
+### END HIDDEN TESTS"""
 LIMITS = Limits(seconds=30)
 
 
@@ -135,9 +138,8 @@ def test_endless_loops(handed_in):
 
 
 def test_no_cell_learns_what_a_test_asks(handed_in):
-    handed_in.cells[
-        2
-    ].source = "seen = []\n\n\ndef twice(x):\n    seen.append(x)\n    open('seen', 'a').write(f'{x} ')\n    print(x)\n    return 2 * x"
+    remember = "seen.append(x)\n    open('seen', 'a').write(f'{x} ')\n    print(x)"
+    handed_in.cells[2].source = f"seen = []\n\n\ndef twice(x):\n    {remember}\n    return 2 * x"
     handed_in.cells.append(new_code_cell("import os\nprint(seen, os.path.exists('seen'))"))
     execute(handed_in, {"twice"}, LIMITS)
     assert handed_in.cells[-1].outputs[0].text == "[] False\n" and scores(handed_in)["p1-a"] == (2, 2)
