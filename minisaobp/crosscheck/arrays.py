@@ -146,7 +146,7 @@ def call(fn, arrays, A, lam, valid, dB=None, one_matrix=False):
                 if dlam is not None:
                     answer["dlam"] = arrays.host(dlam)
             except Exception as error:
-                answer["gradient_error"] = _one_line(error)
+                answer["gradient_error"] = f"raises {_one_line(error)}"
         return answer
 
 
@@ -185,5 +185,8 @@ def _same(x, y):
 
 
 def _one_line(error):
-    text = " ".join(str(error).split())
+    try:
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+    except Exception:  # a stranger's too
+        text = ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -47,7 +47,7 @@ def explain(outcomes, asked, ask):
         found.explained += len(explained)
         broken = [o for o in broken if o not in explained]
     if broken:
-        lost = _explain_broken(found, broken, right, asked, ask)
+        lost = _explain_broken(found, broken, [o for o in judged if o not in broken], right, asked, ask)
         if not fits:  # near the end of its range a product may lose some labels only
             found.explained += sum(lost(o.case) for o in wrong)
             wrong = [o for o in wrong if not lost(o.case)]
@@ -93,11 +93,12 @@ POISON = Reading(
 )
 
 
-def _explain_broken(found, broken, right, asked, ask):
+def _explain_broken(found, broken, finite, right, asked, ask):
     """Adds to found; gives a function that says of a case whether it is one in which a product is lost."""
     emptied = [o for o in broken if _has_empty_row(o.case)]
     rest = [o for o in broken if o not in emptied]
-    if emptied and not any(_has_empty_row(o.case) for o in right):
+    spared = any(not _has_empty_row(o.case) for o in finite)  # else it is not the empty row that does it
+    if emptied and spared and not any(_has_empty_row(o.case) for o in right):
         found.readings.append(POISON)
         found.explained += len(emptied)
     if asked["what"] == "refine" and asked["variant"] in readings.POTTS and rest:
@@ -198,9 +199,10 @@ def _explain_otherwise(found, wrong, right, asked, ask):
     """Adds another lambda, rounding, or two readings at once to found, if one of them explains what is wrong."""
     small, others = _compared(wrong, right)
     line, reading = None, []
-    if asked["what"] == "refine" and asked["variant"] in readings.POTTS:
+    shaped = asked["what"] == "refine" and all(o.kind != "shape" for o in small)
+    if shaped and asked["variant"] in readings.POTTS:
         line, reading = _another_lambda(small, others), [ANOTHER_LAMBDA]
-    if not line and asked["what"] == "refine":
+    if not line and shaped:
         line, reading = _rounding(small, ask), [ROUNDING]
     if line:
         found.lines.append(line)

@@ -248,7 +248,7 @@ def differing(outcome, output):
 def _compare_gradient(outcome, answer):
     case, dB = outcome.case, outcome.case.upstream
     if "gradient_error" in answer:
-        outcome.kind, outcome.problem = "gradient", f"its gradient raises {answer['gradient_error']}"
+        outcome.kind, outcome.problem = "gradient", f"its gradient {answer['gradient_error']}"
         return
     dA, dlam = refine_vjp(case.A, case.lam, dB, **case.options)
     pairs = [("A", centred(case.A, answer["dA"].astype(np.float64)), case.A * dA)]
@@ -256,12 +256,23 @@ def _compare_gradient(outcome, answer):
         pairs.append(("lam", np.asarray(answer["dlam"], np.float64), np.asarray(dlam)))
     for name, got, wanted in pairs:
         allowed = tolerance(case.L, case.dtype, gradient=True) * max(scale(wanted), _terms(case, name))
-        difference = abs(got - wanted)
+        if got.size == wanted.size == 1:  # not every language writes arrays without an axis
+            got = got.reshape(wanted.shape)
+        if got.shape != wanted.shape:
+            outcome.kind = "gradient"
+            outcome.problem = f"its gradient with respect to {name} has shape {got.shape}, expected {wanted.shape}"
+            return
+        with np.errstate(invalid="ignore"):
+            difference = abs(got - wanted)
         bad = ~(difference <= allowed)
         if bad.any():
             outcome.kind, outcome.where = "gradient", tuple(int(n) for n in np.argwhere(bad)[0])
-            outcome.error, outcome.tolerance = float(np.nanmax(difference, initial=0)), allowed
-            outcome.problem = f"its gradient with respect to {name} differs by up to {outcome.error:.2g}"
+            outcome.error, outcome.tolerance = (
+                float(np.where(np.isfinite(difference), difference, np.inf).max()),
+                allowed,
+            )
+            differs = "is not finite" if outcome.error == np.inf else f"differs by up to {outcome.error:.2g}"
+            outcome.problem = f"its gradient with respect to {name} {differs}"
             if name == "A" and (abs(got - _of_the_prior_alone(case, dB)) <= allowed).all():
                 outcome.problem += ": it is that of the prior alone, as if the messages were constants (detached)"
             outcome.got, outcome.expected = answer | {"output": got}, wanted

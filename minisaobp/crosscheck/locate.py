@@ -25,7 +25,8 @@ def common(outcomes):
                 share = sum(map(holds, must))
                 lines.append(f"only {words} ({len(failing)} of {share})")
     else:
-        lines.append("in every case: every length, every lambda")
+        lambdas = ", every lambda" if failing[0].case.lam is not None else ""
+        lines.append(f"in every case: every length{lambdas}")
     return lines + _entries(failing)
 
 

@@ -125,6 +125,34 @@ def test_what_is_no_refined_attention(fn, says):
     assert not verdict.passed and says in str(verdict), str(verdict)
 
 
+def test_a_shape_that_does_not_broadcast():
+    for fn in (lambda A, lam: np.zeros(0), lambda A, lam: np.stack([right(A, lam)] * 7)):
+        verdict = judged(fn, max_length=16)
+        assert verdict.readings == [] and "returns shape" in str(verdict), str(verdict)
+
+
+def test_nan_everywhere_is_not_the_empty_rows():
+    verdict = judged(lambda A, lam: A * np.nan, max_length=16)
+    assert verdict.readings == [] and "is not finite" in str(verdict), str(verdict)
+    measure = str(judged(lambda A: np.zeros(A.shape[:2]), what="gtd", max_length=16))
+    assert "in every case: every length\n" in measure, measure
+
+
+def test_an_exception_without_words_or_with_strange_ones():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def mute(A, lam):
+        raise Mute
+
+    def strange(A, lam):
+        raise ValueError("a\x1b[31m\x00\udc80b")
+
+    assert "raises Mute" in str(judged(mute, max_length=16))
+    assert "raises ValueError: a?[31m??b" in str(judged(strange, max_length=16))
+
+
 def test_a_function_that_never_returns():
     before = threading.active_count()
     started = time.monotonic()
