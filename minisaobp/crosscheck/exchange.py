@@ -78,17 +78,17 @@ class Answers:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise NotExported(f"{path} cannot be read ({error.strerror})") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NotExported(f"{path} cannot be read as JSON ({error})") from None
         try:
-            asked, form, self.wanted = manifest["asked"], manifest["format"], manifest["answer"]
+            asked, form = manifest["asked"], manifest["format"]
             if manifest["schema"] != SCHEMA or form not in FORMATS:
                 raise NotExported(f"{path}: expected schema {SCHEMA}, got {manifest['schema']!r}, format {form!r}")
             names = ("variant", "causal", "gradients")
             more = {name: asked.get(name, default) for name, default in zip(names, ("high", False, False), strict=True)}
             rest = {name: asked[name] for name in ("what", "one_matrix", "max_length", "seed", "limit")}
             checked(**more | rest | {"arrays": "torch"})
-            self.asked, self.cases = asked, asked_cases(asked)
+            self.asked, self.cases, self.wanted = asked, asked_cases(asked), _wanted(asked)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, NotExported):
                 raise
@@ -127,10 +127,14 @@ class Answers:
             return {"missing": f"has no tensor {first} in its answer, but {', '.join(sorted(tensors)) or 'none'}"}
         found = {"output": np.array(tensors[first])}
         if "dA" in self.wanted:
-            if "dA" not in tensors or tensors["dA"].shape != case.A.shape:
-                found["gradient_error"] = f"nothing: no dA of shape {case.A.shape}"
+            given = {name: np.array(tensors[name]) for name in ("dA", "dlam") if name in tensors}
+            strange = next((name for name, array in given.items() if array.dtype.kind not in "fiu"), None)
+            if "dA" not in given or given["dA"].shape != case.A.shape:
+                found["gradient_error"] = f"is not there: no dA of shape {case.A.shape}"
+            elif strange:
+                found["gradient_error"] = f"is not a number: {strange} is {given[strange].dtype}"
             else:
-                found |= {name: np.array(tensors[name]) for name in ("dA", "dlam") if name in tensors}
+                found |= given
         return found
 
     def close(self):

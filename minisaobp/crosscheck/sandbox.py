@@ -23,6 +23,7 @@ from safetensors.numpy import save as tensor_bytes
 from .arrays import LIBRARIES, call, takes_valid
 
 STARTING = 120.0  # seconds that an import may take; PyTorch and JAX take up to ten
+ENDING = 1.0  # seconds from the end of a process's answers to its own
 
 
 class TimeLimit(Exception):
@@ -133,7 +134,11 @@ class InProcess:
             self.close()
             raise TimeLimit from None
         if found is None:
-            code = self.process.wait()
+            try:
+                code = self.process.wait(timeout=ENDING)
+            except subprocess.TimeoutExpired:
+                self.close()
+                raise Died("closed the files of its process and went on") from None
             self.close()
             raise Died(f"ended its process (signal {-code})" if code < 0 else f"ended its process (exit code {code})")
         return found
@@ -163,9 +168,12 @@ def function_at(where):
     except Exception as error:
         raise CannotStart(f"{module} cannot be imported ({type(error).__name__}: {error})") from None
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise CannotStart(f"{module} has no {name!r}")
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise CannotStart(f"{module} has no {name!r}") from None
+        except Exception as error:  # a module may have its own __getattr__
+            raise CannotStart(f"{module} does not give {name!r} ({type(error).__name__}: {error})") from None
     if not callable(found):
         raise CannotStart(f"{where} is not a function but {type(found).__name__}")
     return found
@@ -191,7 +199,7 @@ def _read(stream):
 
 
 def _read_into(stream, messages):
-    with contextlib.suppress(OSError, ValueError):  # closed
+    with contextlib.suppress(Exception):  # closed, or the function wrote into it
         while (found := _read(stream)) is not None:
             messages.put(found)
     messages.put(None)

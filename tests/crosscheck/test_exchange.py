@@ -86,6 +86,46 @@ def test_gradients_in_files(run, tmp_path):
     assert done.returncode == 1 and "its gradient with respect to A differs" in done.stdout, done.stdout
 
 
+@pytest.mark.parametrize(
+    ("strange", "says"),
+    [
+        ({"dlam": np.zeros(0)}, "its gradient with respect to lam has shape (0,), expected ()"),
+        ({"dlam": np.zeros((2, 1, 1))}, "its gradient with respect to lam has shape (2, 1, 1), expected ()"),
+        ({"dlam": np.array(np.nan)}, "its gradient with respect to lam is not finite"),
+        ({"dlam": np.array("a")}, "its gradient is not a number: dlam is <U1"),
+        ({"dA": np.full((2, 3, 5, 5), np.nan)}, "its gradient with respect to A is not finite"),
+        ({"dA": np.zeros(5)}, "its gradient is not there: no dA of shape (2, 3, 5, 5)"),
+    ],
+)
+def test_gradients_that_cannot_be_compared(run, tmp_path, strange, says):
+    run("--export", tmp_path, "--gradients", "--format", "npy", "--max-length", 8, "--seed", 3)
+
+    def right(tensors, lam):
+        found = refined(tensors, lam)
+        if "dB" in tensors:
+            dA, dlam = ms.refine_vjp(tensors["A"], lam, tensors["dB"], valid=tensors.get("valid"))
+            found |= {"dA": dA, "dlam": np.reshape(dlam, (1,) if np.ndim(lam) == 0 else lam.shape)}
+        return found
+
+    answer(tmp_path, right, "npy")
+    assert run("--import", tmp_path).returncode == 0  # a number may be written as an array of one
+    for name, array in strange.items():
+        np.save(tmp_path / "high-encoder-lam0.2" / f"{name}.npy", array)
+    done = run("--import", tmp_path)
+    assert done.returncode == 1 and says in done.stdout, done.stdout
+
+
+def test_a_manifest_that_was_changed(run, tmp_path):
+    run("--export", tmp_path, "--max-length", 8, "--seed", 3)
+    answer(tmp_path, refined, "safetensors")
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"answer": 3}))
+    assert run("--import", tmp_path).returncode == 0  # what is asked follows from the rest
+    path.write_text("[" * 100000)
+    done = run("--import", tmp_path)
+    assert done.returncode == 2 and "cannot be read as JSON" in done.stderr
+
+
 def test_a_measure_in_files(run, tmp_path):
     run("--export", tmp_path, "--what", "gtd", "--format", "npy", *SHORT)
     answer(tmp_path, lambda tensors, _: {"value": ms.gtd(tensors["A"], hops=3, valid=tensors.get("valid"))}, "npy")
@@ -134,6 +174,8 @@ def module(run, tmp_path, monkeypatch):
         "def endless(A, lam):\n    while True: pass\n"
         "def stuck(A, lam):\n    return sum(range(10**18))\n"
         "def leaves(A, lam):\n    os._exit(0)\n"
+        "def closes(A, lam):\n    os.closerange(3, 50)\n    time.sleep(600)\n"
+        "def __getattr__(name):\n    raise OSError('late') if name == 'lazy' else AttributeError(name)\n"
         "def entropy(A):\n    return ms.attention_entropy(A) / 0.6931471805599453\n"
     )
     (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
@@ -158,6 +200,7 @@ def test_the_command(module):
         ("endless", "does not return within 0.5 seconds"),
         ("stuck", "does not return within 0.5 seconds"),  # in C, holding the interpreter's lock
         ("leaves", "ended its process (exit code 0)"),
+        ("closes", "closed the files of its process and went on"),
     ],
 )
 def test_the_command_survives(module, name, says):
@@ -171,6 +214,7 @@ def test_the_command_survives(module, name, says):
         ([], "expected package.module:function, --export DIR or --import DIR"),
         (["mine"], "expected package.module:function, got 'mine'"),
         (["mine:absent"], "mine has no 'absent'"),
+        (["mine:lazy"], "mine does not give 'lazy' (OSError: late)"),
         (["mine:number"], "mine:number is not a function but int"),
         (["missing:f"], "no module named 'missing'"),
         (["bad:f"], "no module named 'nothing_of_this_name', which bad imports"),
