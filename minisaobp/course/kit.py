@@ -152,11 +152,15 @@ def check_form(nb, what):
 def build(course, limits, say, source=SOURCE):
     """Make or renew source/, release/ and the configuration of a course's folder; {set: points}."""
     course, points = Path(course), {}
-    notebooks = {name: read(Path(source) / name / f"{name}.ipynb") for name in set_names(source)}
+    notebooks = {name: _notebook(Path(source) / name / f"{name}.ipynb") for name in set_names(source)}
     if not notebooks:
         raise Bad(f"{source}: no problem set there")
     for name, nb in notebooks.items():
         check_form(nb, name)
+        yours = course / "source" / name / f"{name}.ipynb"
+        if yours.is_file() and _text(_notebook(yours)) != _text(nb):
+            raise Bad(f"{yours} is not {source}'s: build from it (--source {course / 'source'}), or move it away")
+    for name, nb in notebooks.items():
         check_solved(nb, limits, name)
     write_whole(
         course / "nbgrader_config.py", lambda file: file.write(CONFIG.format(course_id=course.resolve().name).encode())
@@ -165,8 +169,7 @@ def build(course, limits, say, source=SOURCE):
         folder = course / "source" / name
         if folder.resolve() != (Path(source) / name).resolve():
             folder.mkdir(parents=True, exist_ok=True)
-            text = nbformat.writes(_without_outputs(nb))
-            write_whole(folder / f"{name}.ipynb", lambda file, text=text: file.write(text.encode()))
+            write_whole(folder / f"{name}.ipynb", lambda file, nb=nb: file.write(_text(nb).encode()))
         _done(_api(course, limits).generate_assignment(name, force=True, create=True), f"{name} cannot be released")
         release = read(course / "release" / name / f"{name}.ipynb")
         try:
@@ -179,12 +182,22 @@ def build(course, limits, say, source=SOURCE):
     return points
 
 
-def _without_outputs(nb):
+def _text(nb):
+    """The file of a notebook, without outputs."""
     nb = copy.deepcopy(nb)
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    return nb
+    return nbformat.writes(nb)
+
+
+def _notebook(path):
+    try:
+        return read(path)
+    except FileNotFoundError:
+        raise Bad(f"{path}: missing; `course build` makes it") from None
+    except Exception as error:  # whatever nbformat makes of a file that is no notebook
+        raise Bad(f"{path.name} is no notebook ({type(error).__name__})") from None
 
 
 # ---- grade ----------------------------------------------------------------------------------------------------------
@@ -219,10 +232,10 @@ def grade(course, limits, say, progress=iter):
     course = Path(course)
     found = submissions(course)
     for name in sorted({name for _, name in found}):
-        source = course / "source" / name / f"{name}.ipynb"
-        if not source.is_file():
-            raise Bad(f"{source}: missing, and with it the hidden tests; `course build` makes it")
-        check_solved(read(source), limits, name)
+        check_solved(_notebook(course / "source" / name / f"{name}.ipynb"), limits, name)
+    for folder in sorted((course / "submitted").glob("*/*/")):
+        if (folder.parent.name, folder.name) not in found:
+            say(f"{folder.parent.name}, {folder.name}: not graded: no set of that name was released")
     grades, failed = [], []
     api = _api(course, limits)
     for student, name in progress(found):
@@ -250,9 +263,10 @@ def notes(path, release):
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.ipynb"))
         raise Bad(f"expected {path.name}, found {', '.join(others) or 'no notebook'}")
+    submitted, released = _notebook(path), _notebook(release)
     try:
-        return restored(read(path), read(release))[1]
-    except Exception as error:  # whatever a file that is no notebook makes of nbformat
+        return restored(submitted, released)[1]
+    except (AttributeError, KeyError, TypeError) as error:  # JSON, but not of a notebook
         raise Bad(f"{path.name} is no notebook ({type(error).__name__})") from None
 
 

@@ -38,6 +38,7 @@ sys.modules["__main__"].serve = lambda connection, names: connection.sendall(b"\
 get_ipython().run_cell = lambda *a, **k: None
 """
 STUBBORN = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+BARE = '{"cells": [{"cell_type": "code", "metadata": {}}, 7], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 THIEF = """
 seen = []
 
@@ -101,7 +102,8 @@ def graded(course, notebooks):
         folder = course / "submitted" / student / SET
         folder.mkdir(parents=True)
         nbformat.write(nb, folder / f"{SET}.ipynb")
-    for student, name, text in (("torn", SET, '{"cells": ['), ("renamed", "Untitled", "{}")):
+    (course / "submitted" / "ada" / "set9").mkdir()
+    for student, name, text in (("torn", SET, '{"cells": ['), ("bare", SET, BARE), ("renamed", "Untitled", "{}")):
         folder = course / "submitted" / student / SET
         folder.mkdir(parents=True)
         (folder / f"{name}.ipynb").write_text(text)
@@ -140,9 +142,11 @@ def test_it_says_what_was_put_right_and_what_cannot_be_graded(graded):
     assert f"copied, {SET}: cell p1-answer is there 2 times" in said
     assert f"deleted, {SET}: cell p1-a was deleted: put back as it was handed out" in said
     assert f"torn, {SET}: not graded: {SET}.ipynb is no notebook" in said
+    assert "ada, set9: not graded: no set of that name was released" in said
+    assert f"bare, {SET}: not graded: {SET}.ipynb is no notebook" in said
     assert f"renamed, {SET}: not graded: expected {SET}.ipynb, found Untitled.ipynb" in said
-    assert done.returncode == 2 and "2 of the submissions could not be graded" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in said and not {"torn", "renamed"} & {row["student"] for row in rows}
+    assert done.returncode == 2 and "3 of the submissions could not be graded" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in said and not {"torn", "bare", "renamed"} & {row["student"] for row in rows}
     assert {row["set"] for row in rows} == {SET}
 
 
@@ -175,7 +179,7 @@ def test_feedback_tells_no_hidden_test(graded, course, notebooks):
     asked = [str(float(helpers["attention"](L, seed)[0, 0])) for L, seed in ((5, 1), (3, 12))]
     assert "(3, 0.7, 12)" in str(secrets)  # what p1-c asks for
     assert [number in page for number in asked] == [True, False]  # a visible test's, a hidden one's
-    assert "Hidden test: messages raised ValueError\n" in page
+    assert "Hidden test: messages raised ValueError" in page and "Hidden test: messages raised ValueError:" not in page
     assert "FileNotFoundError" in page  # nothing was left for the cell behind
 
 
@@ -228,6 +232,18 @@ def test_the_solution_of_a_set_must_score_full_marks(course, tmp_path):
             assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
             assert words in done.stderr and "nothing was graded" in done.stderr
     assert not (tmp_path / "grades.csv").exists() and not (tmp_path / "new" / "release").exists()
+
+
+def test_what_a_teacher_changed_is_not_overwritten(course, tmp_path):
+    shutil.copytree(course / "source" / SET, tmp_path / "source" / SET)
+    path = tmp_path / "source" / SET / f"{SET}.ipynb"
+    changed = path.read_text().replace("(3, 0.7, 12)", "(4, 0.7, 12)")
+    path.write_text(changed)
+    done = course_command("build", tmp_path)
+    assert done.returncode == 2 and f"build from it (--source {tmp_path / 'source'})" in done.stderr
+    assert path.read_text() == changed and not (tmp_path / "release").exists()
+    done = course_command("build", tmp_path, "--source", tmp_path / "source")
+    assert done.returncode == 0 and f"{SET}: 40 points" in done.stdout and path.read_text() == changed
 
 
 @pytest.mark.parametrize(
