@@ -111,7 +111,7 @@ def test_grading_without_nbgrader(handed_in):
         ("def twice(x):\n    raise NotImplementedError", "Test: twice is not written yet"),
         ("def twice(x):\n    class Always(int):\n        __eq__ = lambda *_: True\n    return Always()",
          "Test: twice raised TypeError: it returned what is no answer"),
-        ("def twice(x):\n    import minisaobp", "Test: twice raised ModuleNotFoundError"),
+        ("def twice(x):\n    import minisaobp", "Test: twice raised ModuleNotFoundError: import of minisaobp halted"),
         ("def twice(x):\n    return np.ones((40_000, 40_000))", "Test: twice raised"),  # 12.8 GB
         ("def twice(x):\n    return open('/dev/zero').read(2**33)", "Test: twice raised MemoryError"),
         ("twice = 4", "Test: the answer is not of the form asked for: TypeError"),
@@ -122,7 +122,9 @@ def test_grading_without_nbgrader(handed_in):
 def test_wrong_answers_in_words(handed_in, answer, words):
     handed_in.cells[2].source = answer
     outputs, points = graded(handed_in)
-    assert outputs[-1].traceback[0].startswith(words) and points["p1-a"] == (0, 2)
+    line = outputs[-1].traceback[0]
+    assert line == words if words.startswith("Hidden") else line.startswith(words)  # all that a hidden test says
+    assert points["p1-a"] == (0, 2)
 
 
 def test_endless_loops(handed_in):
