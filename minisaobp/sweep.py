@@ -122,13 +122,13 @@ def study_of(table):
             if option in options:
                 raise ValueError(f"{where}.{option}: not an option of one run of a study, which decides it")
     baseline = table.get("baseline", "original" if "original" in arms else next(iter(arms)))
-    if baseline not in arms:
+    if baseline not in list(arms):  # a list has no hash
         raise ValueError(f"baseline: expected one of {', '.join(arms)}, got {baseline!r}")
     sequences = table.get("sequences", 64)
     if type(sequences) is not int or sequences < 0:
         raise ValueError(f"sequences: expected a whole number >= 0, got {sequences!r}")
     search, check = _stage(table, "search", "rates", (int, float)), _stage(table, "check", "arm", str)
-    if check and check["arm"] not in arms:
+    if check and check["arm"] not in list(arms):
         raise ValueError(f"check.arm: expected one of {', '.join(arms)}, got {check['arm']!r}")
     return Study(arms, settings, _list(table, "seeds", int, [0]), baseline, sequences, search, check)
 

@@ -172,6 +172,10 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("[arms.a]\n[search]\nrates = []\nseeds = [1]\nsteps = 1", "rates: expected a list of distinct values"),
         ("[arms.a]\n[search]\nrates = [99]\nseeds = [1]\nsteps = 1", "argument --rate: expected a number from 0 to 10"),
         ("[arms.a]\n[check]\narm = 'b'\nseeds = [1]\nsteps = 1", "check.arm: expected one of a, got 'b'"),
+        ("[arms.a]\n[check]\narm = ['a']\nseeds = [1]\nsteps = 1", "check.arm: expected one of a, got ['a']"),
+        ("variants = ['high']\nbaseline = ['high']", "baseline: expected one of high, got ['high']"),
+        ("[arms.a]\ndropout = [0.1, 0.2]", "run: a, seed 0: dropout: expected one value, got a list: [0.1, 0.2]"),
+        ("[arms.a]\nregulariser = 'eigen'", "run: a, seed 0: argument --regulariser: needs --regulariser-strength"),
         ("variants = [", "cannot be read as TOML"),
     ],
 )
@@ -186,6 +190,14 @@ def test_bad_results_are_one_line(tmp_path, capsys):
     (tmp_path / "results.jsonl").unlink()
     refused(config, "the study has no stage check", capsys, "--check")
     refused(tmp_path / "none.toml", "none.toml cannot be read", capsys)
+
+
+def test_an_arm_may_be_evaluated_on_another_text(tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(f"It is said that {n * n} is not {n}." for n in range(50)))
+    head = f"variants = ['original']\n[arms.elsewhere]\nheld_out = [{str(other)!r}]\n"
+    lines = sweep(write_study(tmp_path, head))
+    assert lines[0]["text"] != lines[1]["text"] and lines[1]["configuration"]["held_out"] == [str(other)]
 
 
 def test_a_run_that_diverges_is_listed(tmp_path):

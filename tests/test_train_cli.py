@@ -76,6 +76,10 @@ def test_held_out_files_an_existing_tokenizer_and_perplexity_per_word(tmp_path, 
     assert done.returncode == 0, done.stderr
     described = json.loads((tmp_path / "encoder" / "best" / "config.json").read_text())
     assert described["vocab_size"] == len(vocabulary) and described["pad_token_id"] == len(vocabulary) - 1
+    own, trained = tmp_path / "encoder" / "config.toml", runs / "encoder" / "config.toml"  # without and with a size
+    for number, more in enumerate((["--config", own], ["--config", trained, "--tokenizer", tmp_path / "vocab.txt"])):
+        again = run("train", *more, "--out", tmp_path / f"again{number}")
+        assert again.returncode == 0, again.stderr
     done = run("train", *common, "--vocabulary", 300, "--model", "decoder", "--out", tmp_path / "decoder")
     assert done.returncode == 0 and re.search(r"perplexity [\d.]+ per token and [\d.]+ per word", done.stdout), (
         done.stderr

@@ -95,6 +95,8 @@ def from_table(table, add, fail):
         flag = actions[name.replace("-", "_")].nargs == 0
         if flag != isinstance(value, bool) or isinstance(value, dict):
             fail(f"{name}: expected {'true or false' if flag else 'a number, a text or a list of them'}, got {value!r}")
+        if isinstance(value, list) and actions[name.replace("-", "_")].nargs is None:
+            fail(f"{name}: expected one value, got a list: {value!r}")
         if value is not False:
             values = [] if flag else value if isinstance(value, list) else [value]
             arguments += ["--" + name.replace("_", "-"), *map(str, values)]

@@ -143,7 +143,8 @@ class Runner:
         text = self.text(asked)
         configuration = self.configuration(job)
         for other in results:
-            if other["configuration"]["corpus"] == configuration["corpus"] and other["text"] != text.fingerprint:
+            same = all(other["configuration"].get(name) == configuration[name] for name in ("corpus", "held_out"))
+            if same and other["text"] != text.fingerprint:
                 self.fail(f"{job.name}: the text is not that of {other['arm']}, seed {other['seed']}, in the results")
         folder.mkdir(parents=True, exist_ok=True)
         failed = None

@@ -115,7 +115,10 @@ def work(args, fail, add, complete):
     if config_file is not None:
         if resume is not None:
             fail("argument --config: not beside --resume, whose options are the run's")
-        given = options.from_toml(config_file, add, fail) | given
+        from_file = options.from_toml(config_file, add, fail)
+        if "tokenizer" in given:  # in place of the one that the file would have trained
+            from_file.pop("vocabulary", None)
+        given = from_file | given
     if resume is None:
         asked, checkpoint, about = complete(given, fail), None, None
     else:
@@ -240,7 +243,8 @@ def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, mea
     if checkpoint is None or not (out / "run.json").exists():
         record = about | {"environment": environment(), "corpus": text.summary}
         write_json(out / "run.json", record | {"parameters": model.parameters.flat.size})
-        described = options.to_toml({name: value for name, value in asked.items() if name != "out"})
+        left_out = ("out", "vocabulary") if asked["tokenizer"] else ("out",)  # an existing one has its own
+        described = options.to_toml({name: value for name, value in asked.items() if name not in left_out})
         write_whole(out / "config.toml", lambda file: file.write(described))
     return train_run(
         model,
@@ -287,6 +291,8 @@ def model_of(asked, vocabulary, fail):
     from ..nn import Config, preset
     from ..nn.model import MODELS
 
+    if asked["regulariser"] is not None and asked["regulariser_strength"] is None:
+        fail("argument --regulariser: needs --regulariser-strength beside it, a number above 0")
     one = {name: values[0] if values and len(values) == 1 else values for name, values in
            (("attention_variant", asked["variant"]), ("lam", asked["lam"]))}  # fmt: skip
     described = {
