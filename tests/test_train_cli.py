@@ -203,7 +203,7 @@ def test_bad_training_options_are_one_line(tmp_path, runs, arguments, message):
 
 def test_a_run_repeats_from_the_config_that_it_wrote(tmp_path, runs):
     config = tmp_path / "café.toml"
-    config.write_bytes((runs / "encoder" / "config.toml").read_bytes() + b"# a comment\n")
+    config.write_bytes(b"\xef\xbb\xbf" + (runs / "encoder" / "config.toml").read_bytes() + b"# a comment\r\n")
     done = run("train", "--config", config, "--out", tmp_path / "again")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "config.toml").read_bytes() == (runs / "encoder" / "config.toml").read_bytes()

@@ -69,7 +69,7 @@ def from_toml(path, add, fail):
 def read_toml(path, fail):
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            return tomllib.loads(file.read().removeprefix(b"\xef\xbb\xbf").decode())  # some editors write the mark
     except OSError as error:
         fail(f"{path} cannot be read ({error.strerror})")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
