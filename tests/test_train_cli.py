@@ -139,7 +139,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, runs):
         (["--lam", "nan"], "--lam: expected a number from -80 to 80"),
         (["--dropout", "1"], "--dropout: expected a number from 0 to 0.99"),
         (["--learn-lam", "head"], "--learn-lam: expected a layer of variant high or low"),
-        (["--regulariser", "entropy"], "--regulariser-strength: expected a finite number above 0, got 0.0"),
+        (["--regulariser", "entropy"], "--regulariser: needs --regulariser-strength beside it, a number above 0"),
         (["--regulariser-strength", "1"], "--regulariser-strength: expected 0 without a regulariser, got 1.0"),
         (
             ["--variant", "none", "--regulariser", "eigen", "--regulariser-strength", "1"],
