@@ -164,20 +164,37 @@ class Diagnosis:
 def by_layer(model, batches, measures):
     """{measure: [a number for every layer]} of a model on text as it stands: means over heads and sequences.
 
-    batches: an iterable of Batch; of choices each is a sequence. measures: names of functions of `metrics`, "entropy"
-    for the attention entropy. Padding does not count.
+    batches: an iterable of Batch; of choices each is a sequence. measures: some of "entropy", "indirect_entropy", "gtd"
+    and "sparsity", measured where the model is. Padding does not count.
     """
-    functions = {name: getattr(metrics, {"entropy": "attention_entropy"}.get(name, name)) for name in measures}
-    options = {"sparsity": {"causal": model.config.model_type == "gpt2"}}
     sums, sequences = dict.fromkeys(measures, 0), 0
     for batch in batches:
-        maps = to_host(model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids))  # [N, B, H, L, L]
+        maps = model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids)  # [N, B, H, L, L]
         valid = batch.attention_mask.reshape(-1, 1, maps.shape[-1])
-        for name, function in functions.items():
-            values = function(maps, valid=valid, **options.get(name, {}))
-            sums[name] += values.mean(axis=2).sum(axis=1, dtype=np.float64)
+        values = {}
+        if "entropy" in measures:
+            values["entropy"] = metrics.attention_entropy(maps, valid=valid)
+        if {"gtd", "indirect_entropy"} & set(measures):  # one G serves both
+            both = metrics.gtd_and_indirect_entropy(maps, valid=valid)
+            values |= dict(zip(("gtd", "indirect_entropy"), both, strict=True))
+        if "sparsity" in measures:
+            values["sparsity"] = metrics.sparsity(maps, valid=valid, causal=model.config.model_type == "gpt2")
+        for name in measures:
+            sums[name] += to_host(values[name]).mean(axis=2).sum(axis=1, dtype=np.float64)
         sequences += maps.shape[1]
     return {name: [float(x) for x in total / sequences] for name, total in sums.items()}
+
+
+def graphs_by_layer(model, batch):
+    """{"clustering", "betweenness": [a number for every layer]} of the token graphs of a batch: means over sequences,
+    of attention that is a mean over heads, as the paper's Fig. 2 has it."""
+    maps = to_host(model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids).mean(axis=2))
+    valid = np.broadcast_to(batch.attention_mask.reshape(-1, maps.shape[-1]), maps.shape[:-1])
+    found = {
+        "clustering": metrics.clustering_coefficient(maps, valid=valid),
+        "betweenness": metrics.betweenness(maps, valid=valid),
+    }  # [N, B]
+    return {name: [float(x) for x in values.mean(axis=1)] for name, values in found.items()}
 
 
 def check_attention(maps, valid, first=0):

@@ -72,70 +72,112 @@ def add(parser):
 
 
 def run(args, fail):
-    from ..files import write_json
-    from ..results import environment
-    from ..text.batches import Batches
-    from ..text.tasks import TASKS
     from ..training.checkpoint import BEFORE, LATEST
-    from ..training.loop import Settings
-    from ..training.run import Interrupted, train_run
-    from ..training.task import judging
-    from .task_data import described, dev_of, read_splits
+    from ..training.run import Interrupted
 
     given = {name: value for name, value in vars(args).items() if name not in ("command", "run", "resume")}
     resume = vars(args).get("resume")
     checkpoint = about = None
     if resume is None:
-        asked = _complete(given, fail)
+        asked = complete(given, fail)
     else:
         asked, checkpoint, about = options.resumed(resume, given, DEFAULTS, PATHS, NAME, fail)
     xp = options.device_library(argparse.Namespace(**asked), fail)
-    task = TASKS[asked["task"]]
-    dev = dev_of(task)
-    model, tokenizer, length = _model(task, asked, resume, xp, fail)
-    own = {split: asked[name] for split, name in (("train", "train"), (dev, "dev")) if asked[name]}
-    splits = read_splits(task, asked["data"], ("train", dev), own, asked["skip_bad"], fail)
-    fingerprint = _fingerprint(splits["train"], splits[dev])
-    if about is not None and about["data"] != fingerprint:
+    model, tokenizer, length = model_of(asked, resume is not None, xp, fail)
+    splits = splits_of(asked, fail)
+    if about is not None and about["data"] != fingerprint(splits):
         fail(f"argument --resume: the examples are not those of the run in {asked['out']!r}; expected the same files")
     out = options.writable_folder(asked["out"], ("run.json", "metrics.jsonl", "metrics.json"), fail)
     if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
         fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
-
-    encoded = {name: task.encode(part.examples, tokenizer, length, asked["stride"]) for name, part in splits.items()}
-    training = encoded["train"]
-    if asked["examples"] is not None:
-        training = _Some(training, asked["examples"], asked["seed"])
-    model = model.on(xp)
-    settings, every = _settings(Settings, asked, training.count)
-    for name, part in splits.items():
-        print(described(name, part) + f", {encoded[name].truncated:,} of them cut to {length} tokens")
-    print(
-        f"{model.parameters.flat.size:,} parameters; {training.count:,} training sequences, {settings.steps} steps, "
-        f"{every} in an epoch"
-    )
-    about = about or {"options": asked, "data": fingerprint}
-    if checkpoint is None or not (out / "run.json").exists():
-        write_json(out / "run.json", about | {"environment": environment(), "parameters": model.parameters.flat.size})
     try:
-        lines = train_run(
-            model,
-            Batches(training, asked["seed"]),
-            judging(task, splits[dev].examples, encoded[dev]),
-            settings,
-            out,
-            every=every,
-            about=about,
-            checkpoint=checkpoint,
-            beside={"tokenizer.json": tokenizer.to_str().encode()},
+        finetune_in_folder(
+            asked, model, tokenizer, splits, encoded(asked, splits, tokenizer, length), out, xp, checkpoint, about
         )
     except (ValueError, FloatingPointError) as error:
         fail(str(error))
     except Interrupted as interrupt:
         print(f"\n{interrupt}\nGo on with: python -m minisaobp finetune --resume {asked['out']}", file=sys.stderr)
         raise
+
+
+def splits_of(asked, fail):
+    """{split: Split} of the task that a run asks for."""
+    from ..text.tasks import TASKS
+    from .task_data import dev_of, read_splits
+
+    task = TASKS[asked["task"]]
+    dev = dev_of(task)
+    own = {split: asked[name] for split, name in (("train", "train"), (dev, "dev")) if asked[name]}
+    return read_splits(task, asked["data"], ("train", dev), own, asked["skip_bad"], fail)
+
+
+def fingerprint(splits):
+    """A hash of what is trained on and of what is judged by."""
+    digest = hashlib.sha256()
+    for split, part in splits.items():
+        if not split.startswith("test"):
+            for example in part.examples:
+                digest.update(json.dumps(example).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def encoded(asked, splits, tokenizer, length):
+    """{split: TaskExamples or Windows} of `length` tokens, announced on the terminal."""
+    from ..text.tasks import TASKS
+    from .task_data import described
+
+    task, made = TASKS[asked["task"]], {}
+    for name, part in splits.items():
+        made[name] = task.encode(part.examples, tokenizer, length, asked["stride"])
+        print(described(name, part) + f", {made[name].truncated:,} of them cut to {length} tokens")
+    return made
+
+
+def finetune_in_folder(asked, model, tokenizer, splits, examples, out, xp, checkpoint=None, about=None):
+    """Fine-tune a model with the task's head in the folder `out`, or go on from a checkpoint of that run.
+
+    splits, examples: the same, as they were read and encoded. Returns the lines of metrics.jsonl and the content of
+    metrics.json. Raises what `train_run` does.
+    """
+    from ..files import write_json
+    from ..results import environment
+    from ..text.batches import Batches
+    from ..text.tasks import TASKS
+    from ..training.loop import Settings
+    from ..training.run import train_run
+    from ..training.task import judging
+    from .task_data import dev_of
+
+    task = TASKS[asked["task"]]
+    dev = dev_of(task)
+    training = examples["train"]
+    if asked["examples"] is not None:
+        training = _Some(training, asked["examples"], asked["seed"])
+    model = model.on(xp)
+    settings, every = _settings(Settings, asked, training.count)
+    print(
+        f"{model.parameters.flat.size:,} parameters; {training.count:,} training sequences, {settings.steps} steps, "
+        f"{every} in an epoch"
+    )
+    about = about or {"options": asked, "data": fingerprint(splits)}
+    if checkpoint is None or not (out / "run.json").exists():
+        write_json(out / "run.json", about | {"environment": environment(), "parameters": model.parameters.flat.size})
+    lines = train_run(
+        model,
+        Batches(training, asked["seed"]),
+        judging(task, splits[dev].examples, examples[dev]),
+        settings,
+        out,
+        every=every,
+        about=about,
+        checkpoint=checkpoint,
+        beside={"tokenizer.json": tokenizer.to_str().encode()},
+    )
     best = max(lines, key=lambda line: line["dev_score"], default={})
-    _finish(task, dev, out, xp, splits, encoded, asked, {"step": best.get("step"), "steps_per_epoch": every})
+    return lines, _finish(
+        task, dev, out, xp, splits, examples, asked, {"step": best.get("step"), "steps_per_epoch": every}
+    )
 
 
 class _Some:
@@ -151,7 +193,7 @@ class _Some:
         return self.examples.rows(self.which[which])
 
 
-def _complete(given, fail):
+def complete(given, fail):
     """All options of a new run."""
     missing = [f"--{name}" for name in NEEDED if name not in given]
     if missing:
@@ -160,14 +202,17 @@ def _complete(given, fail):
     return asked | {name: options.absolute(asked[name]) for name in PATHS}
 
 
-def _model(task, asked, resume, xp, fail):
-    """The model with the task's head, its tokenizer, and the length of a sequence."""
+def model_of(asked, going_on, xp, fail):
+    """The model with the task's head, its tokenizer, and the length of a sequence; going_on: with the run's own."""
     from pathlib import Path
 
     import numpy as np
 
+    from ..text.tasks import TASKS
+
+    task = TASKS[asked["task"]]
     last = Path(asked["out"]) / "last"
-    again = resume is not None and last.is_dir()  # the run's own, which has the head
+    again = going_on and last.is_dir()  # the run's own, which has the head
     model, tokenizer, directory = options.opened(last if again else asked["checkpoint"], fail)
     positions = model.config.max_position_embeddings
     if model.config.model_type != "bert":
@@ -180,14 +225,6 @@ def _model(task, asked, resume, xp, fail):
     length = asked["length"] or min(task.length, positions)
     options.check_memory(model.config, asked["batch"] * (4 if task.head == "multiple_choice" else 1), length, xp, fail)
     return model, tokenizer, length
-
-
-def _fingerprint(*parts):
-    digest = hashlib.sha256()
-    for part in parts:
-        for example in part.examples:
-            digest.update(json.dumps(example).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _settings(kind, asked, examples):
@@ -206,7 +243,7 @@ def _settings(kind, asked, examples):
 
 
 def _finish(task, dev, out, xp, splits, encoded, asked, best):
-    """Scores, attention and predictions of the best model, written and printed."""
+    """Scores, attention and predictions of the best model, written and printed; returns what metrics.json holds."""
     from ..files import write_json, write_whole
     from ..nn import from_pretrained
     from ..results import environment
@@ -259,3 +296,4 @@ def _finish(task, dev, out, xp, splits, encoded, asked, best):
     if missing:
         print(f"Not there: {', '.join(missing)}")
     print(f"Wrote {out / 'metrics.json'} and {', '.join(str(out / file) for file in files.values())}")
+    return record
