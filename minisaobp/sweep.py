@@ -1,9 +1,11 @@
 """A study: training runs that differ in attention, lambda, regulariser and seed, from one TOML file, and what they say
 together. What runs them is `commands/sweep.py`.
 
-A study has three stages. "search" tries every learning rate of the file with every arm, each for the same number of
-steps; "run" trains every arm with every seed, at the rate that its search found best; "check" is one short run for
-`--check` to repeat. An arm is one way of training: an attention, or any options of `train` and `pretrain`.
+The stages of a study: "search" tries every learning rate of the file with every arm, each for the same number of steps;
+"run" trains every arm with every seed, at the rate that its search found best; "finetune" takes the best model of these
+runs to tasks; "check" and "check-finetune" are short runs for `--check` to repeat. An arm is one way of training: an
+attention, or any options of `train` and `pretrain`. Its option `patch` names a Python file beside the study's whose
+context manager `patched()` is open during its runs: for what belongs to one study and not into the package.
 """
 
 import json
@@ -20,31 +22,42 @@ MEASURES = (
     "held_out_loss",
     "held_out_perplexity",
     "held_out_accuracy",
+    "word_perplexity",
+    "prefix_loss",
     "entropy",
     "indirect_entropy",
     "gtd",
     "sparsity",
 )
 RESAMPLES = 10_000
+STAGES = ("search", "run", "finetune", "check", "check-finetune")
 
 
 class Job(NamedTuple):
-    """One run: options are those of `train` or `pretrain`, as a TOML file would give them."""
+    """One run: options are those of `train` or `pretrain`, or of `finetune`, as a TOML file would give them."""
 
-    stage: str  # search, run or check
+    stage: str  # of STAGES
     arm: str
     seed: int
     options: dict
+    patch: str | None = None
+
+    @property
+    def task(self):
+        """What is fine-tuned for, None of a run that trains a language model."""
+        return self.options.get("task")
 
     @property
     def name(self):
         rate = f", rate {self.options['rate']:g}" if self.stage == "search" else ""
-        return f"{self.stage}: {self.arm}{rate}, seed {self.seed}"
+        task = f"{self.task}, " if self.task else ""
+        return f"{self.stage}: {task}{self.arm}{rate}, seed {self.seed}"
 
     @property
     def folder(self):
         rate = f"-rate-{self.options['rate']:g}" if self.stage == "search" else ""
-        return f"{self.stage}/{self.arm}{rate}-seed-{self.seed}"
+        task = f"{self.task}-" if self.task else ""
+        return f"{self.stage}/{task}{self.arm}{rate}-seed-{self.seed}"
 
 
 class Study(NamedTuple):
@@ -55,8 +68,11 @@ class Study(NamedTuple):
     seeds: list
     baseline: str  # the arm that differences are taken to
     sequences: int  # of the held-out text, whose attention every evaluation measures
+    graphs: int  # of them, those whose token graphs it measures
+    prefixes: int  # of them, those whose tokens a decoder is asked for from their prefixes alone, at the end
     search: dict | None  # rates, seeds, steps
-    check: dict | None  # arm, seeds, steps
+    finetune: dict | None  # arms, seeds, settings, tasks
+    check: dict | None  # arm, seeds, steps, other options, finetune
 
     def jobs(self, stage, results=()):
         """The runs of a stage in order: every arm before the next seed, so that what is done can be compared.
@@ -77,13 +93,29 @@ class Study(NamedTuple):
                 for seed in self.seeds
                 for arm in self.arms
             ]
-        if stage == "check" and self.check:
-            seeds, arm, steps = (self.check[key] for key in ("seeds", "arm", "steps"))
-            return [self._job(stage, arm, seed, steps=steps) for seed in seeds]
+        if stage == "finetune" and self.finetune:
+            return [
+                self._finetune(stage, arm, seed, self.finetune["settings"] | options | {"task": task}, "run")
+                for task, options in self.finetune["tasks"].items()
+                for seed in self.finetune["seeds"]
+                for arm in self.finetune["arms"]
+            ]
+        if stage.startswith("check") and self.check:
+            short = {key: value for key, value in self.check.items() if key not in ("arm", "seeds", "finetune")}
+            arm, seeds, tuned = self.check["arm"], self.check["seeds"], self.check.get("finetune")
+            if stage == "check":
+                return [self._job(stage, arm, seed, **short) for seed in seeds]
+            return [self._finetune(stage, arm, seed, tuned, "check") for seed in seeds if tuned]
         return []
 
     def _job(self, stage, arm, seed, **changes):
-        return Job(stage, arm, seed, self.settings | self.arms[arm] | changes | {"seed": seed})
+        options = self.settings | self.arms[arm] | changes | {"seed": seed}
+        patch = options.pop("patch", None)
+        return Job(stage, arm, seed, options, patch)
+
+    def _finetune(self, stage, arm, seed, options, trained):
+        checkpoint = self._job(trained, arm, seed).folder
+        return Job(stage, arm, seed, options | {"checkpoint": checkpoint, "seed": seed}, self.arms[arm].get("patch"))
 
 
 def study_of(table):
@@ -96,7 +128,8 @@ def study_of(table):
     >>> list(study.arms), len(study.jobs("run"))
     (['original', 'high-lam0.1', 'high-lam0.2'], 6)
     """
-    known = {"variants", "lams", "arms", "settings", "seeds", "baseline", "sequences", "search", "check"}
+    numbers = {"sequences": 64, "graphs": 0, "prefixes": 0}
+    known = {"variants", "lams", "arms", "settings", "seeds", "baseline", "search", "finetune", "check", *numbers}
     for key in table:
         if key not in known:
             raise ValueError(f"{key}: no such key; expected some of {', '.join(sorted(known))}")
@@ -124,27 +157,51 @@ def study_of(table):
     baseline = table.get("baseline", "original" if "original" in arms else next(iter(arms)))
     if baseline not in list(arms):  # a list has no hash
         raise ValueError(f"baseline: expected one of {', '.join(arms)}, got {baseline!r}")
-    sequences = table.get("sequences", 64)
-    if type(sequences) is not int or sequences < 0:
-        raise ValueError(f"sequences: expected a whole number >= 0, got {sequences!r}")
-    search, check = _stage(table, "search", "rates", (int, float)), _stage(table, "check", "arm", str)
-    if check and check["arm"] not in list(arms):
-        raise ValueError(f"check.arm: expected one of {', '.join(arms)}, got {check['arm']!r}")
-    return Study(arms, settings, _list(table, "seeds", int, [0]), baseline, sequences, search, check)
+    for name, default in numbers.items():
+        numbers[name] = table.get(name, default)
+        if type(numbers[name]) is not int or numbers[name] < 0:
+            raise ValueError(f"{name}: expected a whole number >= 0, got {numbers[name]!r}")
+    seeds = _list(table, "seeds", int, [0])
+    search, check = _stage(table, "search", "rates"), _stage(table, "check", "arm")
+    if search:
+        if search.keys() != {"rates", "seeds", "steps"}:
+            raise ValueError(f"search: expected rates, seeds and steps, got {', '.join(search)}")
+        _list(search, "rates", (int, float), [])
+    if check:
+        if check["arm"] not in list(arms):
+            raise ValueError(f"check.arm: expected one of {', '.join(arms)}, got {check['arm']!r}")
+        if not isinstance(check.get("finetune", {}), dict):
+            raise ValueError(f"check.finetune: expected a table, got {check['finetune']!r}")
+    finetune = _finetune_of(table, arms, seeds) if "finetune" in table else None
+    return Study(arms, settings, seeds, baseline, **numbers, search=search, finetune=finetune, check=check)
 
 
-def _stage(table, name, own, kind):
+def _stage(table, name, own):
     """The table of a stage with seeds, steps and one key of its own; None if it is not there."""
     if name not in table:
         return None
     stage = _table(table, name)
-    if stage.keys() != {own, "seeds", "steps"}:
+    if not {own, "seeds", "steps"} <= stage.keys():
         raise ValueError(f"{name}: expected {own}, seeds and steps, got {', '.join(stage) or 'nothing'}")
     if type(stage["steps"]) is not int or stage["steps"] < 1:
         raise ValueError(f"{name}.steps: expected a whole number >= 1, got {stage['steps']!r}")
-    if own == "rates":
-        _list(stage, own, kind, [])
     _list(stage, "seeds", int, [])
+    return stage
+
+
+def _finetune_of(table, arms, seeds):
+    """The table [finetune] with all its keys."""
+    stage = {"arms": list(arms), "seeds": seeds, "settings": {}} | _table(table, "finetune")
+    if stage.keys() != {"arms", "seeds", "settings", "tasks"}:
+        raise ValueError(f"finetune: expected tasks, arms, seeds and settings, got {', '.join(table['finetune'])}")
+    for name, all_of_them in (("arms", list(arms)), ("seeds", seeds)):
+        _list(stage, name, (str, int), [])
+        for value in stage[name]:
+            if value not in all_of_them:
+                raise ValueError(f"finetune.{name}: expected some of {', '.join(map(str, all_of_them))}, got {value!r}")
+    _table(stage, "settings")
+    for task in _table(stage, "tasks"):
+        _table(stage["tasks"], task)
     return stage
 
 
@@ -203,9 +260,9 @@ def result_of(job, configuration, results):
     Raises ValueError if there is one with other settings: the two must not be mixed.
     """
     for line in results:
-        if (line["stage"], line["arm"], line["seed"]) != (job.stage, job.arm, job.seed):
-            continue
         recorded = line["configuration"]
+        if (line["stage"], line["arm"], line["seed"], task_of(line)) != (job.stage, job.arm, job.seed, job.task):
+            continue
         if job.stage == "search" and recorded["rate"] != configuration["rate"]:
             continue
         for key in sorted(recorded.keys() | configuration.keys()):
@@ -216,6 +273,11 @@ def result_of(job, configuration, results):
                 )
         return line
     return None
+
+
+def task_of(line):
+    """The task of a line of results, None of one that is about a language model."""
+    return line["configuration"].get("task")
 
 
 def final_measures(curves):
@@ -255,21 +317,23 @@ def compare_arms(study, results):
     """A row for every measure and arm: mean and standard deviation over seeds, the mean difference to the baseline over
     the seeds that both have, and its bootstrap interval. Runs that failed are counted and have no part in it.
     """
-    of_arm = {arm: [r for r in results if r["stage"] == "run" and r["arm"] == arm] for arm in study.arms}
     rows = []
-    for measure in MEASURES:
+    tasks = [] if study.finetune is None else study.finetune["tasks"]
+    for stage, task, measure in [*(("run", None, m) for m in MEASURES), *(("finetune", t, "dev_score") for t in tasks)]:
+        lines_of = [r for r in results if r["stage"] == stage and task_of(r) == task]
+        of_arm = {arm: [r for r in lines_of if r["arm"] == arm] for arm in study.arms}
         values = {
             arm: {r["seed"]: float(np.mean(r["measures"][measure])) for r in lines if measure in r["measures"]}
             for arm, lines in of_arm.items()
         }
         for arm, found in values.items():
-            if not any(values.values()):
+            if not any(values.values()) or (task is not None and arm not in study.finetune["arms"]):
                 continue
             base, numbers = values[study.baseline], list(found.values())
             pairs = [] if arm == study.baseline else [found[seed] - base[seed] for seed in found if seed in base]
             rows.append(
                 {
-                    "measure": measure,
+                    "measure": measure if task is None else f"{task} {measure}",
                     "arm": arm,
                     "runs": len(numbers),
                     "failed": sum(r["failed"] is not None for r in of_arm[arm]),
@@ -304,9 +368,9 @@ def table(study, rows, results):
     cells.insert(1, ["-" * width for width in widths])
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
     notes = [
-        "Of the last evaluation of every run; entropy, indirect entropy, GTD and sparsity are means over layers and "
-        "heads. Differences are paired by seed; the intervals are percentile bootstraps over seeds, which are too "
-        "narrow where seeds are few."
+        "Of the last evaluation of every run, of a task the best epoch on its dev set; entropy, indirect entropy, GTD "
+        "and sparsity are means over layers and heads. Differences are paired by seed; the intervals are percentile "
+        "bootstraps over seeds, which are too narrow where seeds are few."
     ]
     if study.search:
         search, best = study.search, {arm: best_rate(study, arm, results) for arm in study.arms}
@@ -316,7 +380,11 @@ def table(study, rows, results):
             f"Learning rates: the best of {', '.join(f'{rate:g}' for rate in search['rates'])} after {search['steps']} "
             f"steps, mean over {len(search['seeds'])} seed(s), the same search for every arm: {rates}."
         )
-    failed = [f"- {r['stage']}: {r['arm']}, seed {r['seed']}: {r['failed']}" for r in results if r["failed"]]
+    failed = [
+        f"- {r['stage']}: {f'{task_of(r)}, ' * (task_of(r) is not None)}{r['arm']}, seed {r['seed']}: {r['failed']}"
+        for r in results
+        if r["failed"]
+    ]
     if failed:
         notes.append("\n".join(["Failed, and in no mean:", "", *failed]))
     return "\n".join([*lines, "", "\n\n".join(notes), ""])

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -176,6 +178,18 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("variants = ['high']\nbaseline = ['high']", "baseline: expected one of high, got ['high']"),
         ("[arms.a]\ndropout = [0.1, 0.2]", "run: a, seed 0: dropout: expected one value, got a list: [0.1, 0.2]"),
         ("[arms.a]\nregulariser = 'eigen'", "run: a, seed 0: argument --regulariser: needs --regulariser-strength"),
+        ("[arms.a]\npatch = 'b.py'", "run: a, seed 0: patch: expected a Python file beside the study's, found no b.py"),
+        ("[arms.a]\n[finetune]\narms = ['a']", "finetune: expected tasks, arms, seeds and settings, got arms"),
+        ("[arms.a]\n[finetune]\narms = ['b']\n[finetune.tasks.rte]", "finetune.arms: expected some of a, got 'b'"),
+        ("[arms.a]\n[finetune]\nseeds = [7]\n[finetune.tasks.rte]", "finetune.seeds: expected some of 0, got 7"),
+        ("[arms.a]\n[finetune.tasks]\nrte = 3", "rte: expected a table, got 3"),
+        ("[arms.a]\n[finetune.tasks.rte]\n", "finetune: rte, a, seed 0: the following arguments are required: --data"),
+        ("[arms.a]\n[finetune.tasks.x]\n", "finetune: x, a, seed 0: argument --task: invalid choice: 'x'"),
+        (
+            "[arms.a]\n[check]\narm = 'a'\nseeds = [1]\nsteps = 1\nfinetune = 3",
+            "check.finetune: expected a table, got 3",
+        ),
+        ("[arms.a]\n[check]\narm = 'a'\nseeds = [1]\nsteps = 1\nlamda = 3", "check: a, seed 1: lamda: no such option"),
         ("variants = [", "cannot be read as TOML"),
     ],
 )
@@ -214,7 +228,8 @@ def test_a_study_of_the_papers_models(tmp_path):
     settings = "\n[settings]\npreset = 'gpt2-mini'\nvocabulary = 300\nlength = 8\nbatch = 1\nsteps = 1\n"
     (line,) = sweep(write_study(tmp_path, head, settings))
     assert line["configuration"]["preset"] == "gpt2-mini" and line["configuration"]["rate"] == 5e-5
-    assert line["measures"].keys() == {"held_out_loss", "held_out_perplexity", "held_out_accuracy"}
+    losses = {"held_out_loss", "held_out_perplexity", "held_out_accuracy"}
+    assert line["measures"].keys() == losses | {"word_perplexity"}
 
 
 def test_killed_again_and_again_it_ends_with_the_same_results(tmp_path):
@@ -244,10 +259,132 @@ def test_killed_again_and_again_it_ends_with_the_same_results(tmp_path):
     found = sweep(cut)
     for line in (*wanted, *found):
         line["curves"] = without_seconds(line["curves"])
+        assert line.pop("seconds") > 0
     assert found == wanted
     assert (cut.parent / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
     for path in (tmp_path / "whole" / "runs").rglob("model.safetensors"):
         assert path.read_bytes() == (cut.parent / "runs" / path.relative_to(whole.parent / "runs")).read_bytes()
+
+
+def without_times(lines):
+    for line in lines:
+        line["curves"] = without_seconds(line["curves"])
+        assert line.pop("seconds") > 0 and line["environment"].pop("cores") > 0  # a process has its share of them
+    return sorted(lines, key=lambda line: (line["stage"], line["arm"], line["seed"], str(line["configuration"])))
+
+
+def test_several_processes_find_the_same(finished, tmp_path):
+    config, lines = finished
+    (tmp_path / "config.toml").write_text(config.read_text())
+    found = sweep(tmp_path / "config.toml", "--workers", "2")
+    assert without_times(found) == without_times(json.loads(json.dumps(lines)))
+    assert "step 4: " in (tmp_path / "runs" / "run" / "high-seed-0" / "output.txt").read_text()
+
+
+def test_several_processes_stop_at_ctrl_c_and_go_on(tmp_path):
+    head = "variants = ['original', 'high']\nseeds = [0, 1]\nsequences = 2\ngraphs = 1\n"
+    settings = SETTINGS.replace("steps = 4", "steps = 400").replace("eval_every = 2", "eval_every = 100")
+    config = write_study(tmp_path, head, settings)
+    command = [sys.executable, "-m", "minisaobp", "sweep", str(config), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("runs/run/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in errors and "Traceback" not in out + errors
+    assert list(tmp_path.glob("runs/run/*/checkpoint.safetensors"))
+    lines = sweep(config, "--workers", "2")
+    alone = write_study(tmp_path / "alone", head, settings)
+    assert without_times(lines) == without_times([with_text_of(line, lines[0]) for line in sweep(alone)])
+    assert lines[0]["measures"]["clustering"] and lines[0]["measures"]["betweenness"]
+
+
+def with_text_of(line, other):
+    """The same run on a copy of the text elsewhere."""
+    return line | {"text": other["text"], "configuration": other["configuration"] | line["configuration"] | {
+        "corpus": other["configuration"]["corpus"]}}  # fmt: skip
+
+
+PATCH = """
+import contextlib
+from unittest import mock
+from minisaobp.nn import attention
+
+@contextlib.contextmanager
+def patched():
+    exact = attention.refined_softmax
+    with mock.patch.object(attention, "refined_softmax", lambda scores, *rest: exact(3 * scores + 1000, *rest[:-1])):
+        yield
+"""
+
+
+def test_a_patch_is_of_its_arm_alone_and_prefixes_show_a_leak(tmp_path, capsys):
+    head = "variants = ['original']\nprefixes = 2\n[arms.looks-ahead]\npatch = 'ahead.py'\n"
+    settings = SETTINGS.replace("layers", "model = 'decoder'\nlayers").replace("steps = 4", "steps = 60")
+    config = write_study(tmp_path, head, settings.replace("eval_every = 2", "rate = 0.03"))
+    refused(config, "run: looks-ahead, seed 0: patch: expected a Python file beside the study's", capsys)
+    (tmp_path / "ahead.py").write_text(PATCH)
+    original, ahead = sweep(config)
+    assert ahead["configuration"]["patch"] == "ahead.py" and "patch" not in original["configuration"]
+    found = {
+        line["arm"]: line["measures"]["prefix_loss"] - line["measures"]["whole_loss"] for line in (original, ahead)
+    }
+    assert abs(found["original"]) < 1e-5  # float32, a loss of 5
+    assert abs(found["looks-ahead"]) > 1e-3  # the last call drops `causal`: a token may see the one it is asked for
+    assert original["measures"]["word_perplexity"] > original["measures"]["held_out_perplexity"]
+
+
+TASKS = """
+[finetune]
+seeds = [1]
+arms = ["high"]
+[finetune.settings]
+data = {data!r}
+epochs = 2
+batch = 4
+[finetune.tasks.rte]
+[finetune.tasks.sst2]
+epochs = 1
+"""
+
+
+def write_tasks(folder):
+    (folder / "RTE").mkdir(parents=True)
+    (folder / "SST-2").mkdir()
+    pairs = [f"{n}\tIt is {n}.\tIt is {n % 3}.\t{'entailment' if n % 3 == n else 'not_entailment'}" for n in range(9)]
+    sentences = [f"it is {'good' if n % 2 else 'bad'}\t{n % 2}" for n in range(9)]
+    for split in ("train", "dev"):
+        rte = "\n".join(["index\tsentence1\tsentence2\tlabel", *pairs])
+        (folder / "RTE" / f"{split}.tsv").write_text(rte + "\n")
+        (folder / "SST-2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *sentences]) + "\n")
+    return str(folder)
+
+
+def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys):
+    head = "variants = ['original', 'high']\nseeds = [0, 1]\n[check]\narm = 'high'\nseeds = [8, 9]\nsteps = 2\n"
+    data = write_tasks(tmp_path / "tasks")
+    tuned = f"[check.finetune]\ntask = 'rte'\nepochs = 1\ndata = {data!r}\n"
+    config = write_study(tmp_path, head + tuned + TASKS.format(data=data), SETTINGS)
+    lines = sweep(config)
+    of_tasks = [line for line in lines if line["configuration"].get("task")]
+    assert [(line["stage"], line["configuration"]["task"], line["seed"]) for line in of_tasks] == [
+        ("finetune", "rte", 1), ("finetune", "sst2", 1), ("check-finetune", "rte", 8), ("check-finetune", "rte", 9)
+    ]  # fmt: skip
+    assert [len(line["curves"]) for line in of_tasks] == [3, 2, 2, 2]
+    assert of_tasks[0]["configuration"]["checkpoint"] == "run/high-seed-1"
+    for line in of_tasks:
+        best = max(point["dev_score"] for point in line["curves"])
+        assert line["measures"]["dev_score"] == best and len(line["measures"]["gtd"]) == 1
+    assert "| rte dev_score" in (table := (tmp_path / "table.md").read_text().replace("dev score", "dev_score")), table
+    assert sweep(config) == lines
+    assert (
+        sweep(config, "--check") == lines and "check-finetune: rte, high, seed 8: dev_score" in capsys.readouterr().out
+    )
+    (tmp_path / "tasks" / "SST-2" / "dev.tsv").unlink()
+    refused(config, "finetune: sst2, high, seed 1: argument --data: ", capsys)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -255,7 +392,7 @@ def test_killed_again_and_again_it_ends_with_the_same_results(tmp_path):
 
 def line(arm, seed, loss, failed=None):
     measures = {} if failed else {"held_out_loss": loss, "gtd": [loss, loss + 2]}
-    return {"stage": "run", "arm": arm, "seed": seed, "measures": measures, "failed": failed}
+    return {"stage": "run", "arm": arm, "seed": seed, "configuration": {}, "measures": measures, "failed": failed}
 
 
 def test_means_deviations_and_paired_differences():

@@ -101,6 +101,17 @@ def run(args, fail):
         raise
 
 
+def check_files(asked, fail):
+    """Refuse, before any work, a task without its files."""
+    from ..text.tasks import TASKS
+    from .task_data import dev_of
+
+    task = TASKS[asked["task"]]
+    for split, own in (("train", "train"), (dev_of(task), "dev")):
+        if asked[own] is None and task.find(asked["data"], split) is None:
+            fail(f"argument --data: {asked['data']} has no {task.where(split)} (plain, .gz or .xz)")
+
+
 def splits_of(asked, fail):
     """{split: Split} of the task that a run asks for."""
     from ..text.tasks import TASKS

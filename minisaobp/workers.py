@@ -1,0 +1,124 @@
+"""Independent jobs spread over processes, each with its own share of the GPUs and of the processor's cores."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+from multiprocessing.connection import wait
+
+
+class Refused(Exception):
+    """A job that cannot be done as it was asked for; one line says why."""
+
+
+def spread(jobs, count, start, arguments, gpus=()):
+    """Do the jobs in `count` processes; yields (job, result) as they come.
+
+    start(*arguments) is called once in every process and returns the function job -> result. gpus: names, as in
+    CUDA_VISIBLE_DEVICES, of the GPUs that the processes share, of which each sees one. After Ctrl-C no job is begun,
+    those under way are interrupted, once, and when all have ended KeyboardInterrupt is raised; a second Ctrl-C does not
+    wait. Raises Refused if a job does, RuntimeError if a process fails.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process must not use the GPU
+    waiting, busy, processes, pressed = list(jobs)[::-1], {}, {}, []  # busy, processes: by connection
+
+    def press(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+        for process in processes.values():
+            os.kill(process.pid, signal.SIGINT)
+
+    def give(connection):
+        if waiting and not pressed:
+            busy[connection] = waiting.pop()
+            connection.send(busy[connection])
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        for n in range(min(count, len(waiting))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, start, arguments), daemon=True)
+            with _share(n, count, gpus):
+                process.start()
+            theirs.close()
+            processes[ours] = process
+            give(ours)
+        while busy:
+            for connection in wait(list(busy)):
+                job = busy.pop(connection)
+                try:
+                    said, result = connection.recv()
+                except EOFError:
+                    if pressed:
+                        continue
+                    raise RuntimeError(f"a process ended while it was at {job}") from None
+                if said == "refused":
+                    raise Refused(result)
+                if said == "failed":
+                    raise RuntimeError(f"a process failed at {job}:\n{result}")
+                if said == "done":
+                    yield job, result
+                    give(connection)
+        for connection, process in processes.items():
+            connection.close()  # which ends it
+            process.join()
+        if pressed:
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for process in processes.values():
+            process.kill()
+            process.join()
+
+
+def _serve(connection, start, arguments):
+    """A process: jobs come in, results go out."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C is the parent's, who passes it on
+    busy = False
+
+    def press(number, frame):
+        if busy:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    work = None
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:  # the parent is gone
+            return
+        try:
+            busy = True
+            work = work or start(*arguments)
+            answer = "done", work(job)
+            busy = False
+        except KeyboardInterrupt:
+            answer = "stopped", None
+        except Refused as refusal:
+            answer = "refused", str(refusal)
+        except BaseException:
+            answer = "failed", traceback.format_exc()
+        busy = False
+        connection.send(answer)
+
+
+@contextlib.contextmanager
+def _share(n, count, gpus):
+    """What a process that is started inside inherits: one of the GPUs, its part of the cores."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[n % len(gpus)]
+    if cores:
+        os.sched_setaffinity(0, cores[n % len(cores) :: count] if count < len(cores) else [cores[n % len(cores)]])
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices

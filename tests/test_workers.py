@@ -1,0 +1,54 @@
+"""Jobs spread over processes: each once, each with its share, and what happens when one of them cannot."""
+
+import os
+import re
+import time
+
+import pytest
+
+from minisaobp.workers import Refused, spread
+
+
+def start(*arguments):
+    def work(job):
+        if job == "refuse":
+            raise Refused("this one is not done")
+        if job == "fail":
+            raise ZeroDivisionError("of a job")
+        if job == "end":
+            os._exit(3)
+        time.sleep(0.05 * (job == "slow"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), cores, arguments
+
+    return work
+
+
+def test_every_job_once_and_each_process_its_share(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    jobs = ["slow", *range(6)]
+    done = list(spread(jobs, 2, start, ("a", 1), ["5", "7"]))
+    assert sorted(map(str, dict(done))) == sorted(map(str, jobs)) and len(done) == 7
+    shares = {result for _, result in done}
+    assert len({pid for pid, *_ in shares}) == 2 and os.getpid() not in {pid for pid, *_ in shares}
+    assert {gpu for _, gpu, *_ in shares} == {"5", "7"} and {arguments for *_, arguments in shares} == {("a", 1)}
+    if hasattr(os, "sched_getaffinity"):
+        assert {cores for _, _, cores, _ in shares} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+    assert list(spread([], 3, start, ())) == []
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "message"),
+    [
+        ("refuse", Refused, "^this one is not done$"),
+        ("fail", RuntimeError, "a process failed at fail:(.|\n)*ZeroDivisionError: of a job"),
+        ("end", RuntimeError, "^a process ended while it was at end$"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_what_is_done_is_kept(job, kind, message):
+    done = {}
+    with pytest.raises(kind) as raised:
+        for one, result in spread([1, job, 2, 3], 1, start, ()):
+            done[one] = result
+    assert re.search(message, str(raised.value)) and list(done) == [1]
