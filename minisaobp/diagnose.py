@@ -14,7 +14,7 @@ from safetensors import safe_open
 from scipy import stats
 
 from . import metrics
-from .backend import in_pieces, to_host
+from .backend import array_namespace, in_pieces, to_host
 from .metrics.entropy import mean_over_rows
 
 # by layer, head and sequence; `cross_layer_gtd` by layer and sequence, of the mean over heads
@@ -170,7 +170,7 @@ def by_layer(model, batches, measures):
     sums, sequences = dict.fromkeys(measures, 0), 0
     for batch in batches:
         maps = model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids)  # [N, B, H, L, L]
-        valid = batch.attention_mask.reshape(-1, 1, maps.shape[-1])
+        valid = array_namespace(maps).asarray(batch.attention_mask.reshape(-1, 1, maps.shape[-1]))
         values = {}
         if "entropy" in measures:
             values["entropy"] = metrics.attention_entropy(maps, valid=valid)

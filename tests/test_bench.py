@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from minisaobp import bench, bench_text
+from minisaobp import bench, bench_cost, bench_text
 
 
 def test_contestants_take_turns():
@@ -32,3 +32,14 @@ def test_bench_text_measures_and_records(tmp_path, monkeypatch, capsys):
     assert results["corpus"] == ["own.txt"] and results["words"] == 300 * 10 + 299 * 2
     assert results["WordPiece"]["tokens"] > 1000 < results["byte-level BPE"]["tokens"]
     assert 0 < results["pipeline"]["share"] < 1 and "A masked batch of 16 x 64" in capsys.readouterr().out
+
+
+def test_bench_cost_measures_and_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_cost, "SIZES", {"cpu": {"bert-mini": (1, 2)}})
+    monkeypatch.setattr(bench_cost, "VOCABULARY", 300)
+    monkeypatch.setattr(bench_cost, "LENGTH", 16)
+    bench_cost.bench_cost(tmp_path / "cost.json", np)
+    rows = json.loads((tmp_path / "cost.json").read_text())["sizes"]["bert-mini"]
+    assert list(rows["training"]) == list(bench_cost.ARMS) and list(rows["inference"]) == list(bench_cost.ARMS)[:4]
+    assert all(row["median"] > 0 for what in ("training", "inference") for row in rows[what].values())
+    assert "inference      elemmul" in capsys.readouterr().out

@@ -11,10 +11,15 @@ DESCRIPTION = "Measure speed and memory as medians with spreads, and as ratios t
 def add(parser):
     parser.add_argument(
         "what",
-        choices=["bp", "train", "text", "gpu"],
+        choices=["bp", "train", "text", "cost", "gpu"],
         help="bp: refinement, streaming attention, Algorithm 1 in loops; train: a training step of BERT-Mini; text: "
-        "tokens and the input pipeline; gpu: the first two on a GPU, matrix products in TF32",
+        "tokens and the input pipeline; cost: each attention beside the original; gpu: the first two on a GPU, matrix "
+        "products in TF32",
     )
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu"], default="cpu", help="of cost: where to compute, on a GPU with TF32 "
+        "(default: %(default)s)"
+    )  # fmt: skip
     parser.add_argument(
         "--corpus", nargs="+", metavar="FILE", help="of text: UTF-8 files (default: Python's own documentation)"
     )
@@ -24,9 +29,19 @@ def add(parser):
 
 
 def run(args, fail):
-    if args.what == "gpu":
+    if args.device == "gpu" and args.what != "cost":
+        fail("argument --device: only of cost; `bench gpu` is the GPU's benchmark")
+    on_gpu = args.what == "gpu" or args.device == "gpu"
+    if on_gpu:
         xp = options.device_library(argparse.Namespace(device="gpu", precision="tf32"), fail)
-    out = options.writable_folder(args.out, (f"{args.what}.json",), fail)
+    name = "cost-gpu.json" if args.what == "cost" and on_gpu else f"{args.what}.json"
+    out = options.writable_folder(args.out, (name,), fail)
+    if args.what == "cost":
+        import numpy as np
+
+        from ..bench_cost import bench_cost
+
+        return bench_cost(out / name, xp if on_gpu else np)
     if args.what == "gpu":
         from ..bench_gpu import bench_gpu
 
