@@ -114,16 +114,21 @@ def check_empty(source, release, limits, what):
 
 
 def secret_lines(source):
-    """The lines of solutions and hidden tests that stand nowhere else in a notebook; trivial ones apart."""
-    secret, public = set(), set()
+    """The lines of solutions and hidden tests that students must not see.
+
+    What stands elsewhere in the notebook as well is no secret if it is of a hidden test (a call, say), an import or
+    short; but a longer line of a solution is one wherever it stands.
+    """
+    lines = {"SOLUTION": set(), "HIDDEN TESTS": set(), None: set()}
     for cell in source.cells:
-        inside = False
-        for line in cell.source.split("\n"):
-            if re.match(r"\s*### (BEGIN|END) (SOLUTION|HIDDEN TESTS)", line):
-                inside = "BEGIN" in line
-            elif len(line.strip()) > 3:
-                (secret if inside else public).add(line.strip())
-    return secret - public
+        inside = None
+        for line in map(str.strip, cell.source.split("\n")):
+            if mark := re.match(r"### (BEGIN|END) (SOLUTION|HIDDEN TESTS)", line):
+                inside = mark[2] if mark[1] == "BEGIN" else None
+            elif len(line) > 3:
+                lines[inside].add(line)
+    told = {line for line in lines["SOLUTION"] if len(line) > 20 and not line.startswith(("import ", "from "))}
+    return (lines["SOLUTION"] | lines["HIDDEN TESTS"]) - lines[None] | told
 
 
 def check_form(nb, what):

@@ -199,6 +199,16 @@ def test_the_release_has_no_solution_and_no_hidden_test(course, notebooks):
     assert sorted(os.listdir(course / "release")) == sorted(wrong.SETS)
 
 
+def test_a_line_of_a_solution_is_not_to_stand_in_a_visible_cell(notebooks):
+    from minisaobp.course.kit import secret_lines
+
+    source = copy.deepcopy(notebooks[SET][0])
+    line = "m = A + np.exp(lam) * (A.sum(axis=-1, keepdims=True) - A)"
+    assert line in wrong.by_identity(source)["p3-answer"].source
+    wrong.by_identity(source)["printed"].source += f"\n{line}"
+    assert line in secret_lines(source)
+
+
 def test_the_sets_explain_themselves(notebooks):
     for source, _ in notebooks.values():
         first = source.cells[0].source

@@ -62,7 +62,7 @@ SETS = {
             "no maximum": ("scores - scores.max(axis=-1, keepdims=True)", "scores"),
             "logarithm of 0": ("np.log(A) +", "np.log(A + 1e-300) +"),
         }),
-        "p5": ("mended(eq11(EXAMPLE, LAM), EXAMPLE, LAM)", {
+        "p5": ("mended(PRINTED, EXAMPLE, LAM)", {
             "wrong axis": ("return B / B.sum(axis=-1, keepdims=True)", "return B / B.sum(axis=0, keepdims=True)"),
             "multiplied": ("B = B / (A", "B = B * (A"),
             "off by one": ("keepdims=True) - A))", "keepdims=True)))"),
