@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
-from nbgrader.api import Gradebook
+from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
 from ..files import write_whole
 from .grader import CannotGrade, defined_names, execute, read, scores
-from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_setup, is_solution, is_test, restored
+from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_manual, is_setup, is_solution, is_test, restored
 
 SOURCE = Path(__file__).parents[2] / "notebooks" / "course"
 CONFIG = '''"""nbgrader's configuration of this course: submissions run in processes of their own."""
@@ -51,7 +51,7 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
 c.GenerateFeedback.preprocessors = [
-    "nbgrader.preprocessors.GetGrades",
+    "minisaobp.course.preprocessors.ShowGrades",
     "minisaobp.course.preprocessors.HideTests",
     "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
 ]
@@ -208,6 +208,10 @@ def _notebook(path):
 # ---- grade ----------------------------------------------------------------------------------------------------------
 
 
+WAITS = "to be graded by hand"
+CHANGED = "handed in anew since it was graded by hand: to be looked at again"
+
+
 class Grade(NamedTuple):
     student: str
     set: str
@@ -223,6 +227,8 @@ def submissions(course):
     released = set_names(course / "release")
     if not released:
         raise Bad(f"{course}: no release/SET/SET.ipynb there; `course build` makes it")
+    if not (course / "gradebook.db").is_file():
+        raise Bad(f"{course / 'gradebook.db'}: missing; `course build` makes it")
     found = sorted(
         (student.name, name) for student in (course / "submitted").glob("*/") for name in released
         if (student / name).is_dir()
@@ -248,17 +254,19 @@ def grade(course, limits, say, progress=iter):
         try:
             for line in notes(path, course / "release" / name / f"{name}.ipynb"):
                 say(f"{student}, {name}: {line}")
+            before = _graded_by_hand(course, student, name)
             _done(api.autograde(name, student, force=True, create=True), "nbgrader gave up")
+            rows = _grades(course, student, name, before)
             _done(api.generate_feedback(name, student, force=True), "no feedback could be written")
         except Bad as error:
             failed.append(f"{student}, {name}: not graded: {error}")
             say(failed[-1])
             continue
-        grades += _grades(course, student, name)
+        grades += rows
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(Grade._fields)
-    writer.writerows(grades)
+    writer.writerows([f"{cell:g}" if isinstance(cell, float) else cell for cell in row] for row in grades)
     write_whole(course / "grades.csv", lambda file: file.write(text.getvalue().encode()))
     return grades, failed
 
@@ -275,28 +283,53 @@ def notes(path, release):
         raise Bad(f"{path.name} is no notebook ({type(error).__name__})") from None
 
 
-def _grades(course, student, name):
-    """The rows of one submission: its problems, then the total."""
+def _graded_by_hand(course, student, name):
+    """What the student had written, and the cells in which a person has judged it (the names of their grades)."""
+    path = course / "autograded" / student / name / f"{name}.ipynb"
+    if not path.is_file():
+        return None, set()
+    with Gradebook(_database(course)) as gradebook:
+        try:
+            grades = gradebook.find_submission_notebook(name, name, student).grades
+        except MissingEntry:
+            return None, set()
+        return _answers(read(path)), {g.name for g in grades if g.manual_score is not None and not g.needs_manual_grade}
+
+
+def _answers(nb):
+    return [cell.source for cell in nb.cells if not cell.metadata.get("nbgrader", {}).get("locked")]
+
+
+def _grades(course, student, name, before):
+    """The rows of one submission: its problems, then the total. before: of `_graded_by_hand`, before it was graded."""
     executed = read(course / "autograded" / student / name / f"{name}.ipynb")
     failures = {c.metadata.nbgrader.grade_id: c.outputs[-1].evalue for c in executed.cells
                 if is_test(c) and c.get("outputs") and c.outputs[-1].output_type == "error"}  # fmt: skip
+    by_hand = {c.metadata.nbgrader.grade_id for c in executed.cells if is_manual(c)}
+    answers, judged = before
     problems = {}
     with Gradebook(_database(course)) as gradebook:
         for cell in gradebook.find_submission_notebook(name, name, student).grades:
-            waits = cell.auto_score is None and cell.manual_score is None
-            problems.setdefault(cell.name.partition("-")[0], []).append(
-                (cell.name, None if waits else cell.score, cell.max_score)
-            )
+            if cell.name in judged and answers == _answers(executed):
+                cell.needs_manual_grade = False  # nbgrader asks for a second look whenever it has run
+            words, score = failures.get(cell.name), cell.score
+            if cell.manual_score is not None:
+                words = CHANGED if cell.needs_manual_grade else None
+            elif cell.auto_score is None:
+                words, score = WAITS, None
+            elif cell.name in by_hand:
+                words = "nothing was written"
+            problems.setdefault(cell.name.partition("-")[0], []).append((cell.name, score, cell.max_score, words))
+        gradebook.db.commit()
     rows = []
     for problem, cells in sorted(problems.items(), key=lambda item: (len(item[0]), item[0])):
-        waits = any(score is None for _, score, _ in cells)
-        said = "; ".join(dict.fromkeys(failures[c] for c, _, _ in sorted(cells) if c in failures))
-        score = sum(score or 0 for _, score, _ in cells)
-        note = "to be graded by hand" if waits else " ".join(said.split())
-        rows.append(Grade(student, name, problem, "" if waits else score, sum(p for _, _, p in cells), note))
-    waits = any(row.score == "" for row in rows)
+        said = list(dict.fromkeys(" ".join(words.split()) for *_, words in sorted(cells) if words))
+        said = [words for words in said if not any(other != words and other.startswith(words) for other in said)]
+        score = "" if any(score is None for _, score, *_ in cells) else sum(score for _, score, *_ in cells)
+        rows.append(Grade(student, name, problem, score, sum(points for _, _, points, _ in cells), "; ".join(said)))
+    notes = "; ".join(row.note for row in rows)
+    note = "without what is to be graded by hand" if WAITS in notes else CHANGED if CHANGED in notes else ""
     total = sum(row.score or 0 for row in rows)
-    note = "without what is to be graded by hand" if waits else ""
     return [*rows, Grade(student, name, "total", total, sum(row.points for row in rows), note)]
 
 

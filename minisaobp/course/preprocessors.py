@@ -1,12 +1,12 @@
-"""The three places where nbgrader is made to use `submission` and `grader`; nbgrader_config.py names them."""
+"""The four places where nbgrader is made to use `submission` and `grader`; nbgrader_config.py names them."""
 
 from pathlib import Path
 
-from nbgrader.preprocessors import NbGraderPreprocessor
+from nbgrader.preprocessors import GetGrades, NbGraderPreprocessor
 from traitlets import Float, Integer, Unicode
 
 from .grader import Limits, defined_names, execute, read
-from .submission import is_test, restored, without_hidden
+from .submission import is_manual, is_test, restored, without_hidden
 
 
 def _original(preprocessor, resources, kind):
@@ -38,6 +38,20 @@ class ExecuteApart(NbGraderPreprocessor):
         names = defined_names(_original(self, resources, "source"))
         execute(nb, names, Limits(self.seconds, self.megabytes, self.user or None))
         return nb, resources
+
+
+class ShowGrades(GetGrades):
+    """As nbgrader's, which shows an answer that nobody has read yet as 0 points, without a word."""
+
+    def preprocess_cell(self, cell, resources, cell_index):
+        cell, resources = super().preprocess_cell(cell, resources, cell_index)
+        if is_manual(cell):
+            grade = self.gradebook.find_grade(
+                cell.metadata.nbgrader.grade_id, self.notebook_id, self.assignment_id, self.student_id
+            )
+            if grade.auto_score is None and grade.manual_score is None:
+                cell.metadata.nbgrader["comment"] = "Not graded yet: a person will read it, and the points will follow."
+        return cell, resources
 
 
 class HideTests(NbGraderPreprocessor):

@@ -157,6 +157,51 @@ def test_notes_are_in_words(graded):
     assert notes["ada", "total"] == ""
 
 
+def test_points_given_by_hand_stay_and_are_asked_for_again_only_when_the_answer_has_changed(course, tmp_path):
+    from nbgrader.api import Gradebook
+
+    from minisaobp.course import kit
+    from minisaobp.course.grader import Limits
+
+    name, database = "set4_gtd", f"sqlite:///{tmp_path / 'gradebook.db'}"
+    for kind in ("source", "release"):
+        shutil.copytree(course / kind / name, tmp_path / kind / name)
+    shutil.copy(course / "gradebook.db", tmp_path)
+    handed_in = wrong.with_answer(nbformat.read(tmp_path / "source" / name / f"{name}.ipynb", 4), "p5", "")
+
+    def grade(nb):
+        folder = tmp_path / "submitted" / "Zoë Müller" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nb, folder / f"{name}.ipynb")
+        assert not kit.grade(tmp_path, Limits(), print)[1]
+        with open(tmp_path / "grades.csv", newline="") as file:
+            rows = {row["problem"]: (row["score"], row["note"]) for row in csv.DictReader(file)}
+        page = (tmp_path / "feedback" / "Zoë Müller" / name / f"{name}.html").read_text()
+        with Gradebook(database) as gradebook:
+            asked = [g.name for g in gradebook.find_submission(name, "Zoë Müller").notebooks[0].grades
+                     if g.needs_manual_grade]  # fmt: skip
+        return rows["p5"], rows["total"], asked, page
+
+    p5, total, asked, page = grade(handed_in)
+    assert p5 == ("", "to be graded by hand") and total == ("24", "without what is to be graded by hand")
+    assert asked == ["p5-written"] and "Not graded yet" in page
+
+    with Gradebook(database) as gradebook:  # what the formgrader does
+        given = gradebook.find_grade("p5-written", name, name, "Zoë Müller")
+        given.manual_score, given.needs_manual_grade = 9.5, False
+        gradebook.find_comment("p5-written", name, name, "Zoë Müller").manual_comment = "Where is the spread?"
+        gradebook.db.commit()
+    p5, total, asked, page = grade(handed_in)
+    assert (p5, total, asked) == (("9.5", ""), ("33.5", ""), [])
+    assert "Where is the spread?" in page and "9.5 / 12.0" in page and "Not graded yet" not in page
+
+    wrong.by_identity(handed_in)["p5-written"].source += "\n\nA better conclusion."
+    for _ in range(2):  # also when it is graded once more
+        p5, total, asked, _ = grade(handed_in)
+        assert p5[0] == "9.5" and total[0] == "33.5" and asked == ["p5-written"]
+        assert all("handed in anew since it was graded by hand" in note for _, note in (p5, total))
+
+
 def test_feedback_tells_no_hidden_test(graded, course, notebooks):
     from minisaobp.course.kit import secret_lines
 
