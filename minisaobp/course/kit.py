@@ -32,30 +32,37 @@ from .grader import CannotGrade, defined_names, execute, read, scores
 from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_manual, is_setup, is_solution, is_test, restored
 
 SOURCE = Path(__file__).parents[2] / "notebooks" / "course"
-CONFIG = '''"""nbgrader's configuration of this course: submissions run in processes of their own."""
+CONFIG = '''"""nbgrader's configuration of this course. Your own lines go below: `course build` leaves them alone."""
+
+from minisaobp.course.kit import configure
 
 c = get_config()  # noqa: F821
-c.CourseDirectory.course_id = {course_id!r}
-c.Autograde.sanitize_preprocessors = [
-    "minisaobp.course.preprocessors.Restore",
-    "nbgrader.preprocessors.ClearOutput",
-    "nbgrader.preprocessors.OverwriteKernelspec",
-    "nbgrader.preprocessors.OverwriteCells",
-    "nbgrader.preprocessors.CheckCellMetadata",
-]
-c.Autograde.autograde_preprocessors = [
-    "minisaobp.course.preprocessors.ExecuteApart",
-    "nbgrader.preprocessors.LimitOutput",
-    "nbgrader.preprocessors.SaveAutoGrades",
-    "nbgrader.preprocessors.AssignLatePenalties",
-    "nbgrader.preprocessors.CheckCellMetadata",
-]
-c.GenerateFeedback.preprocessors = [
-    "minisaobp.course.preprocessors.ShowGrades",
-    "minisaobp.course.preprocessors.HideTests",
-    "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
-]
+configure(c, course_id={course_id!r})
 '''
+
+
+def configure(config, course_id):
+    """Submissions run in processes of their own, and feedback tells no hidden test."""
+    config.CourseDirectory.course_id = course_id
+    config.Autograde.sanitize_preprocessors = [
+        "minisaobp.course.preprocessors.Restore",
+        "nbgrader.preprocessors.ClearOutput",
+        "nbgrader.preprocessors.OverwriteKernelspec",
+        "nbgrader.preprocessors.OverwriteCells",
+        "nbgrader.preprocessors.CheckCellMetadata",
+    ]
+    config.Autograde.autograde_preprocessors = [
+        "minisaobp.course.preprocessors.ExecuteApart",
+        "nbgrader.preprocessors.LimitOutput",
+        "nbgrader.preprocessors.SaveAutoGrades",
+        "nbgrader.preprocessors.AssignLatePenalties",
+        "nbgrader.preprocessors.CheckCellMetadata",
+    ]
+    config.GenerateFeedback.preprocessors = [
+        "minisaobp.course.preprocessors.ShowGrades",
+        "minisaobp.course.preprocessors.HideTests",
+        "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+    ]
 
 
 warnings.filterwarnings("ignore", module="nbgrader")  # it misuses SQLAlchemy, harmlessly
@@ -167,9 +174,9 @@ def build(course, limits, say, source=SOURCE):
             raise Bad(f"{yours} is not {source}'s: build from it (--source {course / 'source'}), or move it away")
     for name, nb in notebooks.items():
         check_solved(nb, limits, name)
-    write_whole(
-        course / "nbgrader_config.py", lambda file: file.write(CONFIG.format(course_id=course.resolve().name).encode())
-    )
+    settings = course / "nbgrader_config.py"
+    if not settings.exists():
+        write_whole(settings, lambda file: file.write(CONFIG.format(course_id=course.resolve().name).encode()))
     for name, nb in notebooks.items():
         folder = course / "source" / name
         if folder.resolve() != (Path(source) / name).resolve():
@@ -345,7 +352,7 @@ def _api(course, limits):
     if programs not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = programs + os.pathsep + os.environ["PATH"]
     config = Config()
-    exec(CONFIG.format(course_id=Path(course).resolve().name), {"get_config": lambda: config})
+    configure(config, Path(course).resolve().name)
     config.CourseDirectory.root = str(Path(course).resolve())
     config.ExecuteApart.seconds, config.ExecuteApart.megabytes = limits.seconds, limits.megabytes
     config.ExecuteApart.user = limits.user or ""

@@ -1,4 +1,4 @@
-"""The four places where nbgrader is made to use `submission` and `grader`; nbgrader_config.py names them."""
+"""The four places where nbgrader is made to use `submission` and `grader`; `kit.configure` names them."""
 
 from pathlib import Path
 

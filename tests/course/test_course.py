@@ -272,9 +272,10 @@ def test_the_sets_explain_themselves(notebooks):
         assert helpers == next(iter(notebooks.values()))[0].cells[1].source.partition("def close")[0]
 
 
-def test_the_solution_of_a_set_must_score_full_marks(course, tmp_path):
+def test_the_solution_of_a_set_must_score_full_marks(graded, course, tmp_path):
     for kind in ("source", "release", "submitted"):
         shutil.copytree(course / kind, tmp_path / kind)
+    shutil.copy(course / "gradebook.db", tmp_path)
     path = tmp_path / "source" / SET / f"{SET}.ipynb"
     before = json.loads(path.read_text())
     for old, new, words in (
@@ -297,8 +298,29 @@ def test_what_a_teacher_changed_is_not_overwritten(course, tmp_path):
     done = course_command("build", tmp_path)
     assert done.returncode == 2 and f"build from it (--source {tmp_path / 'source'})" in done.stderr
     assert path.read_text() == changed and not (tmp_path / "release").exists()
+    settings = tmp_path / "nbgrader_config.py"
+    settings.write_text("# the teacher's own\n")
     done = course_command("build", tmp_path, "--source", tmp_path / "source")
     assert done.returncode == 0 and f"{SET}: 40 points" in done.stdout and path.read_text() == changed
+    assert settings.read_text() == "# the teacher's own\n"
+
+
+def test_nbgraders_own_command_runs_a_submission_apart_too(course, notebooks, tmp_path):
+    from nbgrader.api import Gradebook
+
+    for kind in ("source", "release"):
+        shutil.copytree(course / kind / SET, tmp_path / kind / SET)
+    for file in ("nbgrader_config.py", "gradebook.db"):
+        shutil.copy(course / file, tmp_path)
+    (tmp_path / "submitted" / "forger" / SET).mkdir(parents=True)
+    nbformat.write(handed_in(*notebooks[SET])["forger"], tmp_path / "submitted" / "forger" / SET / f"{SET}.ipynb")
+    command = [sys.executable, "-m", "nbgrader", "autograde", SET, "--create"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    assert done.returncode == 0, done.stderr
+    with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}") as gradebook:
+        assert gradebook.find_submission(SET, "forger").score == 33
 
 
 @pytest.mark.parametrize(
