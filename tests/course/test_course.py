@@ -323,6 +323,37 @@ def test_nbgraders_own_command_runs_a_submission_apart_too(course, notebooks, tm
         assert gradebook.find_submission(SET, "forger").score == 33
 
 
+# notebooks/course/README.md, "Another question": set 2 with BP-Low in place of BP-High
+ANOTHER_QUESTION = [
+    ("np.exp(lam)", "np.exp(-lam)"),
+    ("np.expm1(-lam)", "np.expm1(lam)"),
+    ("bp_high(lam, L)", "bp_high(-lam, L)"),
+    ("ms.algorithm1(A, lam)", "ms.algorithm1(A, -lam)"),
+    ("ms.refine(A, lam", "ms.refine(A, -lam"),
+    ("EXAMPLE + 1", "1 - EXAMPLE / 2"),
+    ("[[1.2, 1.8], [1.4, 1.6]]", "[[0.9, 0.6], [0.8, 0.7]]"),
+    ("[[7 / 9, 2 / 9], [1 / 2, 1 / 2]]", "SWAP"),
+    ("[[32 / 39, 7 / 39], [9 / 13, 4 / 13]]", "[[7 / 9, 2 / 9], [1 / 2, 1 / 2]]"),
+    ("SWAP", "[[32 / 39, 7 / 39], [9 / 13, 4 / 13]]"),
+    ("[[0.7, 0.3], [7 / 15, 8 / 15]]", "[[48 / 55, 7 / 55], [18 / 25, 7 / 25]]"),
+]
+
+
+def test_another_question_is_not_answered_by_last_years_solutions(notebooks):
+    from minisaobp.course import kit
+    from minisaobp.course.grader import Limits
+
+    old = notebooks[SET][0]
+    new = copy.deepcopy(old)
+    for before, after in ANOTHER_QUESTION:
+        assert any(before in cell.source for cell in new.cells), before
+        for cell in new.cells:
+            if cell.cell_type == "code":
+                cell.source = cell.source.replace(before, after)
+    kit.check_solved(new, Limits(seconds=60), SET)
+    assert sum(score for score, _ in kit.graded(old, new, new, Limits(seconds=60)).values()) == 10
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
