@@ -157,6 +157,7 @@ def test_notes_are_in_words(graded):
     assert notes["ada", "total"] == ""
 
 
+@pytest.mark.filterwarnings("ignore:Object of type:RuntimeWarning")  # nbgrader misuses SQLAlchemy, harmlessly
 def test_points_given_by_hand_stay_and_are_asked_for_again_only_when_the_answer_has_changed(course, tmp_path):
     from nbgrader.api import Gradebook
 
