@@ -31,7 +31,7 @@ def run(args, fail):
         fail("argument --source: of build alone; grade uses the source/ that build made in DIR")
     try:
         from ..course import kit
-        from ..course.grader import Limits
+        from ..course.process import Limits
     except ImportError as error:
         fail(f"{error.name} is not installed: pip install -e .[course]")
     from tqdm import tqdm

@@ -28,7 +28,9 @@ from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
 from ..files import write_whole
-from .grader import CannotGrade, defined_names, execute, read, scores
+from .grader import execute, read, scores
+from .process import CannotGrade
+from .student import landlock_version
 from .submission import BEGIN_HIDDEN, BEGIN_SOLUTION, is_manual, is_setup, is_solution, is_test, restored
 
 SOURCE = Path(__file__).parents[2] / "notebooks" / "course"
@@ -84,7 +86,7 @@ def check_solved(source, limits, what):
     """Bad unless the solutions score full marks here: a missing package would otherwise be everybody's 0."""
     nb = copy.deepcopy(source)
     try:
-        execute(nb, defined_names(nb), limits)
+        execute(nb, source, limits)
     except CannotGrade as error:
         raise Bad(f"{what}: {error}; nothing was graded") from None
     lost = [name for name, (score, points) in scores(nb).items() if score is not None and score < points]
@@ -102,7 +104,7 @@ def graded(submitted, source, release, limits):
     for cell in nb.cells:
         if is_test(cell):
             cell.source = tests[cell.metadata.nbgrader.grade_id]
-    execute(nb, defined_names(source), limits)
+    execute(nb, source, limits)
     return scores(nb)
 
 
@@ -249,6 +251,8 @@ def grade(course, limits, say, progress=iter):
     """Grade every submission of a course; writes grades.csv and feedback/. Returns the grades and the failures."""
     course = Path(course)
     found = submissions(course)
+    if not landlock_version():
+        say("this machine has no Landlock: a submission can read the files that you can read (see the course's README)")
     for name in sorted({name for _, name in found}):
         check_solved(_notebook(course / "source" / name / f"{name}.ipynb"), limits, name)
     for folder in sorted((course / "submitted").glob("*/*/")):

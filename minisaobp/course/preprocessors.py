@@ -5,7 +5,8 @@ from pathlib import Path
 from nbgrader.preprocessors import GetGrades, NbGraderPreprocessor
 from traitlets import Float, Integer, Unicode
 
-from .grader import Limits, defined_names, execute, read
+from .grader import execute, read
+from .process import Limits
 from .submission import is_manual, is_test, restored, without_hidden
 
 
@@ -35,8 +36,8 @@ class ExecuteApart(NbGraderPreprocessor):
     user = Unicode("", help="runs the student's code, if root grades").tag(config=True)
 
     def preprocess(self, nb, resources):
-        names = defined_names(_original(self, resources, "source"))
-        execute(nb, names, Limits(self.seconds, self.megabytes, self.user or None))
+        source = _original(self, resources, "source")
+        execute(nb, source, Limits(self.seconds, self.megabytes, self.user or None))
         return nb, resources
 
 

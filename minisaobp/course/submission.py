@@ -43,6 +43,7 @@ def restored(submitted, released):
     texts = {cell.source for cell in released.cells}
     copies, own, said, behind = {}, {None: []}, [], None
     for cell in submitted.cells:
+        cell.source = cell.source.encode(errors="replace").decode()  # without halves of characters, which no file holds
         identity = _about(cell, "grade_id")
         identity = identity if isinstance(identity, str) and identity in known else None
         if identity:

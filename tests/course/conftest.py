@@ -9,7 +9,7 @@ from tests.course import wrong
 def course(tmp_path_factory):
     pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e .[course]")
     from minisaobp.course import kit
-    from minisaobp.course.grader import Limits
+    from minisaobp.course.process import Limits
 
     course = tmp_path_factory.mktemp("course")
     kit.build(course, Limits(seconds=60), print)

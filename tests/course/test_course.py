@@ -33,8 +33,10 @@ builtins.AssertionError = ValueError
 get_ipython().displayhook = lambda *a: 7
 """
 SABOTAGE = """
-import sys
-sys.modules["__main__"].serve = lambda connection, names: connection.sendall(b"\\0" * 64)
+import gc
+harness = next(o for o in gc.get_objects() if isinstance(o, dict) and "LARGEST" in o)  # globals of student.py
+connect = harness["connect"]
+harness["connect"] = lambda path: connect(path).sendall(b"\\0" * 64)
 get_ipython().run_cell = lambda *a, **k: None
 """
 STUBBORN = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"

@@ -6,7 +6,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from minisaobp.course.grader import CannotGrade, Limits, defined_names, execute, scores
+from minisaobp.course.grader import defined_names, execute, scores
+from minisaobp.course.process import CannotGrade, Limits
 from minisaobp.course.submission import restored, without_hidden
 
 TEST = """assert twice(2) == 4, 'twice 2 is 4'
@@ -88,13 +89,17 @@ def test_a_test_without_its_hidden_part():
     assert without_hidden(TEST) == "assert twice(2) == 4, 'twice 2 is 4'"
 
 
+def solved():
+    return new_notebook(cells=[cell("p1-answer", "def twice(x):\n    return 2 * x", solution=True)])
+
+
 def graded(nb, limits=LIMITS):
-    execute(nb, {"twice"}, limits)
+    execute(nb, solved(), limits)
     return nb.cells[-2].outputs, scores(nb)
 
 
 def test_grading_without_nbgrader(handed_in):
-    assert defined_names(handed_in) == {"twice"}
+    assert defined_names(handed_in.cells[2]) == {"twice"}
     assert graded(handed_in) == ([], {"p1-a": (2, 2), "p2-written": (None, 3)})
 
 
@@ -111,9 +116,9 @@ def test_grading_without_nbgrader(handed_in):
         ("def twice(x):\n    raise NotImplementedError", "Test: twice is not written yet"),
         ("def twice(x):\n    class Always(int):\n        __eq__ = lambda *_: True\n    return Always()",
          "Test: twice raised TypeError: it returned what is no answer"),
-        ("def twice(x):\n    import minisaobp", "Test: twice raised ModuleNotFoundError: import of minisaobp halted"),
+        ("def twice(x):\n    import minisaobp", "Test: twice raised"),
         ("def twice(x):\n    return np.ones((40_000, 40_000))", "Test: twice raised"),  # 12.8 GB
-        ("def twice(x):\n    return open('/dev/zero').read(2**33)", "Test: twice raised MemoryError"),
+        ("def twice(x):\n    return bytearray(2**33)", "Test: twice raised MemoryError"),
         ("twice = 4", "Test: the answer is not of the form asked for: TypeError"),
         ("import os\nos._exit(0)", "Test: twice is not defined"),
         ("def twice(x) return 4", "Test: twice is not defined"),
@@ -143,7 +148,7 @@ def test_no_cell_learns_what_a_test_asks(handed_in):
     remember = "seen.append(x)\n    open('seen', 'a').write(f'{x} ')\n    print(x)"
     handed_in.cells[2].source = f"seen = []\n\n\ndef twice(x):\n    {remember}\n    return 2 * x"
     handed_in.cells.append(new_code_cell("import os\nprint(seen, os.path.exists('seen'))"))
-    execute(handed_in, {"twice"}, LIMITS)
+    execute(handed_in, solved(), LIMITS)
     assert handed_in.cells[-1].outputs[0].text == "[] False\n" and scores(handed_in)["p1-a"] == (2, 2)
 
 
@@ -160,5 +165,32 @@ def test_a_missing_package_is_nobodys_zero(handed_in):
 def test_pictures_and_magics_of_a_cell(handed_in):
     handed_in.cells[1].source = "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
     handed_in.cells[1].metadata = {}
-    execute(handed_in, {"twice"}, LIMITS)
+    execute(handed_in, solved(), LIMITS)
     assert [o.output_type for o in handed_in.cells[1].outputs][-1] == "display_data", handed_in.cells[1].outputs
+
+
+def test_who_builds_on_a_mistake_pays_for_it_once(handed_in):
+    half = "def half(x):\n    return 0.5 * twice(x) / 2"
+    about = {"grade": True, "points": 3}
+    handed_in.cells[4:4] = [
+        cell("p2-answer", half, solution=True),
+        cell("p2-a", "assert half(8) == 4, 'half of 8 is 4'", **about),
+        cell("p2-b", "### BEGIN HIDDEN TESTS\nassert half(7) == 3.5\n### END HIDDEN TESTS", **about),
+    ]
+    teachers = solved()
+    teachers.cells.append(cell("p2-answer", "def half(x):\n    return twice(x) / 4", solution=True))
+    test = handed_in.cells[5]
+    for answer, mine, points, words in (
+        ("return x + x", half, (2, 3, 3), None),
+        ("return 3 * x", half, (0, 3, 3), "with the right answers to earlier problems"),
+        ("while True: pass", half, (0, 3, 3), "with the right answers to earlier problems"),
+        ("return 3 * x", half.replace("twice(x) / 2", "twice(twice(x))"), (0, 0, 0), "half of 8 is 4"),
+        ("return 3 * x", "def half(x):\n    raise ValueError(__import__('inspect').getsource(twice))", (0, 0, 0), "* x"),
+        ("return half(x)", "def half(x):\n    return x / 2", (0, 3, 3), None),  # nothing of a later problem
+    ):
+        handed_in.cells[2].source, handed_in.cells[4].source = f"def twice(x):\n    {answer}", mine
+        execute(handed_in, teachers, Limits(seconds=2))
+        found = scores(handed_in)
+        assert tuple(found[name][0] for name in ("p1-a", "p2-a", "p2-b")) == points, (answer, mine)
+        assert words in str(test.outputs) if words else test.outputs == []
+        assert "2 * x" not in str(handed_in)  # the teacher's

@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e .[course]")
 
 from minisaobp.course import kit
-from minisaobp.course.grader import Limits, read, scores
+from minisaobp.course.grader import read, scores
+from minisaobp.course.process import Limits
 from tests.course import wrong
 
 LIMITS, SHORT = Limits(seconds=60), Limits(seconds=4)  # enough for a busy machine; as much as an endless loop gets
