@@ -185,7 +185,12 @@ def test_who_builds_on_a_mistake_pays_for_it_once(handed_in):
         ("return 3 * x", half, (0, 3, 3), "with the right answers to earlier problems"),
         ("while True: pass", half, (0, 3, 3), "with the right answers to earlier problems"),
         ("return 3 * x", half.replace("twice(x) / 2", "twice(twice(x))"), (0, 0, 0), "half of 8 is 4"),
-        ("return 3 * x", "def half(x):\n    raise ValueError(__import__('inspect').getsource(twice))", (0, 0, 0), "* x"),
+        (
+            "return 3 * x",
+            "def half(x):\n    raise ValueError(__import__('inspect').getsource(twice))",
+            (0, 0, 0),
+            "* x",
+        ),
         ("return half(x)", "def half(x):\n    return x / 2", (0, 3, 3), None),  # nothing of a later problem
     ):
         handed_in.cells[2].source, handed_in.cells[4].source = f"def twice(x):\n    {answer}", mine

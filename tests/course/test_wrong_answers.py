@@ -24,6 +24,8 @@ def graded(notebooks):
             for (problem, what), nb in wrong.submissions(name, source).items():
                 limits = SHORT if what == "endless loop" else LIMITS
                 jobs[name, problem, what] = pool.submit(kit.graded, nb, source, release, limits)
+            for what, nb in wrong.worthless(name, source).items():
+                jobs[name, "all", what] = pool.submit(kit.graded, nb, source, release, LIMITS)
         return {key: job.result() for key, job in jobs.items()}
 
 
@@ -44,6 +46,14 @@ def test_a_wrong_answer_loses_points_on_its_problem_alone(graded, name, problem)
         others = [(score, points) for cell, (score, points) in found.items() if not cell.startswith(f"{problem}-")]
         assert sum(score for score, _ in own) < sum(points for _, points in own), what
         assert all(score == points for score, points in others if score is not None), what
+
+
+@pytest.mark.parametrize("name", wrong.SETS)
+def test_what_knows_nothing_of_a_problem_scores_nothing(graded, name):
+    mine = {what: found for (n, problem, what), found in graded.items() if (n, problem) == (name, "all")}
+    assert len(mine) >= len(wrong.TRIVIAL)
+    for what, found in mine.items():
+        assert not {cell: score for cell, (score, _) in found.items() if score}, what
 
 
 def test_partial_credit(graded):

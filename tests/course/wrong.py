@@ -136,6 +136,21 @@ BAD_MANNERS = {
     "mutated input": "right = f\n\n\ndef f(*a):\n    result = right(*a)\n    for x in a:\n"
                      "        if isinstance(x, np.ndarray):\n            x += 1\n    return result\n",
 }  # fmt: skip
+# the same in the place of every function of a set, knowing nothing of it
+TRIVIAL = {
+    "the first argument": "return a[0]",
+    "the last argument": "return a[-1]",
+    "zeros": "return np.zeros(np.shape(a[0]))",
+    "uniform": "L = np.shape(a[0]) or (a[0], a[0])\n    return np.full(L, 1 / L[-1])",
+    "identity": "return np.eye(np.shape(a[0])[-1] if np.shape(a[0]) else a[0])",
+}
+DIFFERENCES = {  # what the helpers of set 3 offer to those who do not derive
+    "p1": "def softmax_backward(dB, B):\n    return numeric(softmax, np.log(B), dB)",
+    "p2": "def refine_backward(dB, A, lam):\n    return numeric(lambda A: refine(A, lam), A, dB)",
+    "p3": "def lam_gradient(dB, A, lam):\n    return numeric(lambda lam: refine(A, lam), np.array(lam), dB)[()]",
+    "p4": "def attend_backward(dO, Q, K, V):\n    return (numeric(lambda Q: attend(Q, K, V), Q, dO),\n"
+          "            numeric(lambda K: attend(Q, K, V), K, dO), numeric(lambda V: attend(Q, K, V), V, dO))",
+}  # fmt: skip
 NO_ARRAY_GIVEN = {("set4_gtd", "p4")}  # nothing to write into
 
 
@@ -168,7 +183,28 @@ def submissions(name, solved):
     return made
 
 
+def worthless(name, solved):
+    """{what it is: notebook} that should score nothing at all."""
+    functions = {problem: example.partition("(")[0] for problem, (example, _) in SETS[name].items()}
+    answers = {
+        what: {problem: f"def {function}(*a):\n    {body}" for problem, function in functions.items()}
+        for what, body in TRIVIAL.items()
+    }
+    if name == "set3_backward":
+        answers["differences"] = DIFFERENCES
+    made = {}
+    for what, by_problem in answers.items():
+        made[what] = with_answer(solved, "p5", "") if name == "set4_gtd" else solved
+        for problem, source in by_problem.items():
+            made[what] = with_answer(made[what], problem, source)
+        for cell in made[what].cells:
+            if cell.metadata.nbgrader.grade_id == "p5-letter":
+                cell.source = 'bug = "a"'
+    return made
+
+
 def with_answer(nb, problem, source):
+    """A copy of a notebook with another answer to a problem."""
     nb = copy.deepcopy(nb)
     by_identity(nb)[f"{problem}-answer"].source = source
     return nb
