@@ -357,6 +357,24 @@ def test_another_question_is_not_answered_by_last_years_solutions(notebooks):
     assert sum(score for score, _ in kit.graded(old, new, new, Limits(seconds=60)).values()) == 10
 
 
+def test_an_interrupted_build_releases_nothing_unchecked(course, tmp_path, monkeypatch):
+    from minisaobp.course import kit
+    from minisaobp.course.process import Limits
+
+    shutil.copytree(course / "source" / SET, tmp_path / "sets" / SET)
+
+    (tmp_path / "new").mkdir()
+
+    def interrupted(source, release, *_):
+        assert release.cells
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kit, "check_empty", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kit.build(tmp_path / "new", Limits(), print, tmp_path / "sets")
+    assert not list((tmp_path / "new" / "release").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
