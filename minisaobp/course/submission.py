@@ -36,15 +36,18 @@ def restored(submitted, released):
     """A notebook with the cells that were handed out, the student's answers in them, and the student's own cells.
 
     submitted, released: notebooks. Returns the notebook and a list of what had to be put right, in words.
+    A cell that lost what nbgrader wrote into it (some editors throw it away) is known by its id.
     A cell of the student's own keeps its place behind the handed-out cell that it stands behind. Of several copies of
     an answer, the first that was changed counts as the answer; the others stay as cells of the student's own.
     """
     known = {_about(cell, "grade_id"): cell for cell in released.cells if _about(cell, "grade_id")}
+    by_id = {cell.get("id"): identity for identity, cell in known.items()}
     texts = {cell.source for cell in released.cells}
     copies, own, said, behind = {}, {None: []}, [], None
     for cell in submitted.cells:
         cell.source = cell.source.encode(errors="replace").decode()  # without halves of characters, which no file holds
-        identity = _about(cell, "grade_id")
+        cell.source = cell.source.replace("\r\n", "\n")
+        identity = _about(cell, "grade_id") or by_id.get(cell.get("id"))
         identity = identity if isinstance(identity, str) and identity in known else None
         if identity:
             behind = identity
