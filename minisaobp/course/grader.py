@@ -19,6 +19,7 @@ import numpy as np
 from nbformat.v4 import new_output
 
 from .process import CannotGrade, Student, StudentError, error_output
+from .student import NO_ANSWER
 from .submission import BEGIN_HIDDEN, is_manual, is_setup, is_solution, is_test
 
 TEST = "<test>"
@@ -37,6 +38,8 @@ class StandIn:
                 kind, message, lines = (reply["error"][k] for k in ("kind", "message", "lines"))
             except (TypeError, KeyError):
                 raise StudentError("what came back is no answer") from None
+            if kind == NO_ANSWER:
+                raise StudentError(f"{self.name} returned what is no answer: {message}")
             if kind == "NotImplementedError":
                 raise StudentError(f"{self.name} is not written yet")
             raise StudentError(f"{self.name} raised {_known(kind)}: {message}", lines)

@@ -29,6 +29,7 @@ import traceback
 
 LARGEST = 2**26  # bytes of a message
 KINDS = "biufc"  # NumPy's kinds of numbers
+NO_ANSWER = "no answer"  # in the place of an exception's name: the function returned what cannot be handed over
 PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/nix", "/sys/devices/system/cpu", "/proc/cpuinfo", "/proc/meminfo")
 REFUSED = frozenset(
@@ -84,6 +85,7 @@ def encode(value):
             data = base64.b64encode(array.tobytes()).decode()
             kind = "array" if isinstance(value, np.ndarray) else "scalar"
             return {kind: [array.dtype.str, list(array.shape), data]}
+        raise TypeError(f"expected an array of numbers, got {type(value).__name__} of {array.dtype}")
     raise TypeError(f"expected numbers, arrays or text, got {type(value).__name__}")
 
 
@@ -257,8 +259,7 @@ def serve(connection, shell, path):
         try:
             send(connection, reply)
         except (TypeError, ValueError, RecursionError) as error:
-            send(connection, {"error": {"kind": "TypeError", "message": f"it returned what is no answer: {error}",
-                "lines": []}})  # fmt: skip
+            send(connection, {"error": {"kind": NO_ANSWER, "message": str(error), "lines": []}})
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -74,7 +74,7 @@ def test_a_copied_answer_counts_once(handed_in, handed_out):
 def test_deleted_and_changed_cells_are_put_back(handed_in, handed_out):
     handed_in.cells[3].source = "assert True"
     handed_in.cells[3].metadata.nbgrader.update(points=1000, grade=False, solution=True)
-    handed_in.cells[1].metadata.nbgrader = "nonsense"
+    handed_in.cells[1].metadata.nbgrader, handed_in.cells[1].id = "nonsense", "new"
     del handed_in.cells[4]
     nb, said = restored(handed_in, handed_out)
     assert nb.cells[-2].source == TEST and nb.cells[-2].metadata == handed_out.cells[3].metadata
@@ -83,6 +83,20 @@ def test_deleted_and_changed_cells_are_put_back(handed_in, handed_out):
         "cell p1-a was changed: the original counts",
         "cell p2-written was deleted: put back as it was handed out",
     ]
+
+
+def test_what_editors_do_to_a_notebook(handed_in, handed_out):
+    for each in handed_in.cells:
+        each.metadata = {"colab": {"base_uri": "x"}, "collapsed": False, "tags": ["a"]}
+        each.source = each.source.replace("\n", "\r\n")
+    handed_in.metadata.kernelspec = {"name": "conda-env-mine", "display_name": "mine", "language": "python"}
+    handed_in.cells[2:2] = [new_code_cell("import math"), new_markdown_cell("My way")]
+    nb, said = restored(handed_in, handed_out)
+    assert said == [] and nb.metadata == handed_out.metadata
+    assert [s for s in sources(nb) if s not in ("import math", "My way")] == [
+        c.source.replace("\r\n", "\n") for c in handed_in.cells if c.metadata.get("colab")
+    ]
+    assert graded(nb) == ([], {"p1-a": (2, 2), "p2-written": (None, 3)})
 
 
 def test_a_test_without_its_hidden_part():
@@ -115,7 +129,8 @@ def test_grading_without_nbgrader(handed_in):
         ("def twice(x):\n    import os\n    os._exit(0)", "Test: the call ended the whole process"),
         ("def twice(x):\n    raise NotImplementedError", "Test: twice is not written yet"),
         ("def twice(x):\n    class Always(int):\n        __eq__ = lambda *_: True\n    return Always()",
-         "Test: twice raised TypeError: it returned what is no answer"),
+         "Test: twice returned what is no answer: expected numbers, arrays or text, got Always"),
+        ("def twice(x):\n    return np.array([None])", "Test: twice returned what is no answer: expected an array"),
         ("def twice(x):\n    import minisaobp", "Test: twice raised"),
         ("def twice(x):\n    return np.ones((40_000, 40_000))", "Test: twice raised"),  # 12.8 GB
         ("def twice(x):\n    return bytearray(2**33)", "Test: twice raised MemoryError"),
