@@ -62,6 +62,7 @@ def run(args, fail):
             left = [job for job in jobs if result_of(job, runner.configuration(job), results) is None]
         except ValueError as error:
             fail(f"{results_path}: {error}")
+        _train_again(runner, study, left, args, results, refuse)
         done = len(jobs) - len(left)
         for number, (job, line) in enumerate(_results(runner, left, args, results, refuse), done + 1):
             _append(results_path, line)
@@ -72,6 +73,17 @@ def run(args, fail):
     text = table(study, compare_arms(study, results), results)
     write_whole(table_path, lambda file: file.write(text.encode()))
     print(f"\n{text}\nWrote {results_path} and {table_path}; the models are in {folder}")
+
+
+def _train_again(runner, study, jobs, args, results, refuse):
+    """The models that are to be fine-tuned and are no longer there, such as those of another machine."""
+    wanted = {job.options["checkpoint"] for job in jobs if job.task}
+    trained = [job for stage in ("run", "check") for job in study.jobs(stage, results)]
+    missing = [job for job in trained if job.folder in wanted and not (runner.folder / job.folder / "best").is_dir()]
+    for number, (job, line) in enumerate(_results(runner, missing, args, results, refuse), 1):
+        before = next(r for r in results if (r["stage"], r["arm"], r["seed"]) == (job.stage, job.arm, job.seed))
+        same = "as recorded" if line["measures"] == before["measures"] else f"recorded: {_summary(before)}"
+        print(f"[again: {number} of {len(missing)}] {job.name}: {_summary(line)}, {same}", flush=True)
 
 
 def _results(runner, jobs, args, results, refuse):

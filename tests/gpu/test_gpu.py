@@ -163,7 +163,7 @@ def test_attention(dtype, variant, causal, padded, length):
     valid = np.arange(length) < np.array([[length], [length - 3]]) if padded else None
     own = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
     if variant == "fixed":
-        own = numbers(4, 310, 310, dtype=dtype)
+        own = numbers(4, length + 10, length + 10, dtype=dtype)
 
     def run(qkv, dmixed, valid, own):
         mixed, A, cache = attention(qkv, own, variant, valid, causal)
@@ -376,7 +376,7 @@ def test_streaming_and_measures():
     assert float(dlam) == pytest.approx(wanted_lam, rel=1e-9)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul"])
 @pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
 def test_crosscheck_with_cupy_arrays(variant, causal):
     def fn(A, lam, valid=None):
