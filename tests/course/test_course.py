@@ -164,7 +164,7 @@ def test_points_given_by_hand_stay_and_are_asked_for_again_only_when_the_answer_
     from nbgrader.api import Gradebook
 
     from minisaobp.course import kit
-    from minisaobp.course.grader import Limits
+    from minisaobp.course.process import Limits
 
     name, database = "set4_gtd", f"sqlite:///{tmp_path / 'gradebook.db'}"
     for kind in ("source", "release"):
@@ -344,7 +344,7 @@ ANOTHER_QUESTION = [
 
 def test_another_question_is_not_answered_by_last_years_solutions(notebooks):
     from minisaobp.course import kit
-    from minisaobp.course.grader import Limits
+    from minisaobp.course.process import Limits
 
     old = notebooks[SET][0]
     new = copy.deepcopy(old)

@@ -27,6 +27,13 @@ def test_the_series_is_numbered_from_1():
     assert [title for title in TITLES if f"(notebooks/{title}.ipynb)" not in readme] == []
 
 
+def test_the_readme_has_the_verdicts_of_the_replication():
+    nb = notebook(next(path for path in NOTEBOOKS if path.stem == "10_replication"))
+    rows = [line for line in printed(code_cells(nb)[-1]).splitlines() if line.startswith("|")]
+    readme = (NOTEBOOKS[0].parents[1] / "README.md").read_text(encoding="utf-8")
+    assert len(rows) > 10 and "\n".join(rows) in readme
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=TITLES)
 def test_opens_with_what_it_is_for_and_ends_with_three_exercises(path):
     cells = notebook(path).cells
