@@ -41,8 +41,8 @@ NEEDED = ("task", "data", "checkpoint")
 def add(parser):
     from ..text.tasks import TASKS
 
-    whole, real = options.whole, options.real
-    add = options.add_all(parser, DEFAULTS)
+    whole = options.whole
+    add = options.add_all(parser, DEFAULTS | {"warmup": "a tenth of all"})
     add("--resume", "go on with the run in this folder, or from that checkpoint file; its options are the run's",
         metavar="PATH")  # fmt: skip
     add("--task", "what to learn", choices=list(TASKS))
@@ -56,18 +56,11 @@ def add(parser):
         type=whole(16, 10**5))  # fmt: skip
     add("--stride", "SQuAD: context tokens between the beginnings of two windows (default: half a window)",
         type=whole(1, 10**5))  # fmt: skip
-    add("--batch", "examples that go through the model at a time", type=whole(1, 10**6))
-    add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
     add("--epochs", "passes over the examples", type=whole(1, 10**6))
-    add("--rate", "peak learning rate", type=real(0, 10))
-    add("--warmup", "steps until the peak (default: a tenth of all)", type=whole(0, 10**9))
-    add("--weight-decay", "of AdamW", type=real(0, 10))
     add("--skip-bad", "count lines that are not in the task's format, and go on", action="store_true")
     add("--measure", "dev examples whose attention is measured at the end", type=whole(1, 10**9))
     add("--seed", "of the head's weights, batches and dropout", type=options.seed)
-    add("--device", "where to compute: gpu needs CuPy, auto takes a GPU if there is one",
-        choices=["cpu", "gpu", "auto"])  # fmt: skip
-    add("--precision", "of a GPU's matrix products: tf32 is faster and keeps 10 bits", choices=["float32", "tf32"])
+    options.add_training(add)
     add("--out", "folder of the run", metavar="DIR")
 
 

@@ -190,6 +190,19 @@ def add_all(parser, defaults):
     return add
 
 
+def add_training(add):
+    """What every training takes; add: of `add_all`."""
+    add("--batch", "sequences, or examples, that go through the model at a time", type=whole(1, 10**6))
+    add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
+    add("--rate", "peak learning rate", type=real(0, 10))
+    add("--warmup", "steps until the peak", type=whole(0, 10**9))
+    add("--weight-decay", "of AdamW", type=real(0, 10))
+    add(
+        "--device", "where to compute: gpu needs CuPy, auto takes a GPU if there is one", choices=["cpu", "gpu", "auto"]
+    )
+    add("--precision", "of a GPU's matrix products: tf32 is faster and keeps 10 bits", choices=["float32", "tf32"])
+
+
 def resumed(path, given, defaults, paths, command, fail):
     """The options of the run that `path` belongs to, the checkpoint's file and what it says about the run.
 

@@ -83,20 +83,12 @@ def add_others(parser, shown):
     add("--tokens", "folder for the corpus as tokens, made once and memory-mapped (default: tokens/ in --out)",
         metavar="DIR")  # fmt: skip
     add("--length", "tokens per sequence", type=whole(8, 10**5))
-    add("--batch", "sequences that go through the model at a time", type=whole(1, 10**6))
-    add("--accumulate", "batches whose gradients make one step", type=whole(1, 10**6))
     add("--steps", "training steps", type=whole(1, 10**9))
-    add("--rate", "peak learning rate", type=real(0, 10))
-    add("--warmup", "steps until the peak", type=whole(0, 10**9))
-    add("--weight-decay", "of AdamW", type=real(0, 10))
     add("--eval-every", "steps between evaluations and checkpoints (default: a tenth of all)", type=whole(1, 10**9))
     add("--keep-models", "keep the model of every evaluation, in models/step-N, for `diagnose --run`",
         action="store_true")  # fmt: skip
     add("--seed", "of weights, batches, masks and dropout", type=options.seed)
-    add(
-        "--device", "where to compute: gpu needs CuPy, auto takes a GPU if there is one", choices=["cpu", "gpu", "auto"]
-    )
-    add("--precision", "of a GPU's matrix products: tf32 is faster and keeps 10 bits", choices=["float32", "tf32"])
+    options.add_training(add)
     add("--out", "folder of the run", metavar="DIR")
 
 
