@@ -183,10 +183,10 @@ def our_step(variant, dropout, ids, labels, mask):
     return step_of(config, ids, labels, mask)
 
 
-def step_of(config, ids, labels, mask):
-    """A function that does one training step of an encoder."""
-    model = Bert.initialise(config, np.random.default_rng(0))
-    optimiser, rng = AdamW.for_parameters(model.parameters), np.random.default_rng(1)
+def step_of(config, ids, labels, mask=None, xp=np):
+    """A function that does one training step of an encoder; on a GPU without dropout."""
+    model = Bert.initialise(config, np.random.default_rng(0)).on(xp)
+    optimiser, rng = AdamW.for_parameters(model.parameters), np.random.default_rng(1) if xp is np else None
 
     def step():
         _, gradients = model.loss_and_gradients(ids, labels, mask, rng=rng)

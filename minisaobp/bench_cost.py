@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from .bench import summary, take_turns
+from .bench import step_of, summary, take_turns
 from .files import write_json
 from .nn import Bert, preset
 from .results import device_name, environment
-from .training.adamw import AdamW, clip_to_norm
 
 VOCABULARY, LENGTH = 30522, 128
 ARMS = {
@@ -47,12 +46,17 @@ def _rows(name, batch, repeats, xp):
     rng = np.random.default_rng(0)
     ids = rng.integers(5, VOCABULARY, (batch, LENGTH))
     labels = np.where(rng.random(ids.shape) < 0.15, ids, -100)
-    rows = {}
-    for what, function in (("training", _training), ("inference", _inference)):
-        arms = {arm: options for arm, options in ARMS.items() if what == "training" or "regulariser" not in options}
-        made = {arm: _waited_for(function(name, options, ids, labels, xp), xp) for arm, options in arms.items()}
-        rows[what] = {arm: summary(seconds) for arm, seconds in take_turns(made, repeats).items()}
-    return rows
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    arms = {arm: preset(name, VOCABULARY, **dropout, **options) for arm, options in ARMS.items()}
+    training = {arm: step_of(config, ids, labels, xp=xp) for arm, config in arms.items()}
+    inference = {arm: _scoring(config, ids, labels, xp) for arm, config in arms.items() if not config.regulariser}
+    return {
+        what: {
+            arm: summary(seconds)
+            for arm, seconds in take_turns({arm: _waited_for(f, xp) for arm, f in made.items()}, repeats).items()
+        }
+        for what, made in (("training", training), ("inference", inference))
+    }
 
 
 def _waited_for(function, xp):
@@ -66,25 +70,7 @@ def _waited_for(function, xp):
     return done
 
 
-def _model(name, options, xp):
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return Bert.initialise(preset(name, VOCABULARY, **dropout, **options), np.random.default_rng(0)).on(xp)
-
-
-def _training(name, options, ids, labels, xp):
-    """A function that does one training step: forward, backward, clipping, AdamW."""
-    model = _model(name, options, xp)
-    optimiser = AdamW.for_parameters(model.parameters)
-
-    def step():
-        _, gradients = model.loss_and_gradients(ids, labels)
-        clip_to_norm(gradients.flat, 1.0)
-        optimiser.update(model.parameters.flat, gradients.flat, 1e-4)
-
-    return step
-
-
-def _inference(name, options, ids, labels, xp):
+def _scoring(config, ids, labels, xp):
     """A function that scores the masked tokens of a batch."""
-    model = _model(name, options, xp)
+    model = Bert.initialise(config, np.random.default_rng(0)).on(xp)
     return lambda: model.scored(ids, labels)

@@ -7,13 +7,13 @@ Times are of the device, between two of its events, with what is compared taking
 import numpy as np
 
 from . import cuda
-from .bench import summary
+from .bench import step_of, summary
 from .bp.refinement import refine_rows
 from .files import write_json
-from .nn import Bert, ops, preset
+from .nn import ops, preset
 from .nn.attention import refined_softmax, refined_softmax_backward
 from .results import environment
-from .training.adamw import AdamW, clip_to_norm
+from .training.adamw import AdamW
 
 SHAPES = ((32, 8, 512, 512), (128, 4, 128, 128))
 STEPS = (("bert-mini", 128, 128), ("bert-medium", 32, 512))  # preset, sequences, tokens of each
@@ -215,15 +215,7 @@ def _our_step(name, variant, ids, labels, xp):
     config = preset(
         name, VOCABULARY, attention_variant=variant, lam=LAM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    model = Bert.initialise(config, np.random.default_rng(0)).on(xp)
-    optimiser = AdamW.for_parameters(model.parameters)
-
-    def step():
-        _, gradients = model.loss_and_gradients(ids, labels)
-        clip_to_norm(gradients.flat, 1.0)
-        optimiser.update(model.parameters.flat, gradients.flat, 1e-4)
-
-    return step
+    return step_of(config, ids, labels, xp=xp)
 
 
 def _their_step(name, variant, compiled, ids, labels, torch, transformers):
