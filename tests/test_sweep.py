@@ -276,15 +276,23 @@ def without_times(lines):
 
 def test_several_processes_find_the_same(finished, tmp_path):
     config, lines = finished
-    (tmp_path / "config.toml").write_text(config.read_text())
+    head = HEAD[: HEAD.index("[search]")].replace(
+        "seeds = [0, 1]", "seeds = [0]"
+    )  # each stage starts its own processes
+    (tmp_path / "config.toml").write_text(
+        config.read_text().replace(HEAD, head).replace("[settings]", "[settings]\nrate = 1e-2")
+    )
     found = sweep(tmp_path / "config.toml", "--workers", "2")
-    assert without_times(found) == without_times(json.loads(json.dumps(lines)))
-    assert "step 4: " in (tmp_path / "runs" / "run" / "high-seed-0" / "output.txt").read_text()
+    same = [line for line in json.loads(json.dumps(lines)) if line["stage"] == "run" and line["seed"] == 0]
+    same = [line for line in same if line["configuration"]["rate"] == 1e-2]
+    arms = [line["arm"] for line in same]
+    assert arms and without_times([line for line in found if line["arm"] in arms]) == without_times(same)
+    assert len(found) == 4 and "step 4: " in (tmp_path / "runs" / "run" / "high-seed-0" / "output.txt").read_text()
 
 
 def test_several_processes_stop_at_ctrl_c_and_go_on(tmp_path):
-    head = "variants = ['original', 'high']\nseeds = [0, 1]\nsequences = 2\ngraphs = 1\n"
-    settings = SETTINGS.replace("steps = 4", "steps = 400").replace("eval_every = 2", "eval_every = 100")
+    head = "variants = ['original', 'high']\nseeds = [0]\nsequences = 2\ngraphs = 1\n"
+    settings = SETTINGS.replace("steps = 4", "steps = 300").replace("eval_every = 2", "eval_every = 150")
     config = write_study(tmp_path, head, settings)
     command = [sys.executable, "-m", "minisaobp", "sweep", str(config), "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(
