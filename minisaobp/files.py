@@ -1,5 +1,6 @@
 """Files that are whole or not there at all."""
 
+import contextlib
 import glob
 import json
 import os
@@ -30,6 +31,30 @@ def write_whole(path, write, before_renaming=None):
         raise
 
 
+@contextlib.contextmanager
+def alone_in(folder):
+    """Inside, no other process is inside for the same folder; BlockingIOError if one is. It ends with the process.
+
+    Where the system, or a file system, knows no such lock, nothing is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def umask():
     mask = os.umask(0)
     os.umask(mask)
@@ -44,3 +69,11 @@ def unfinished(path):
 def write_json(path, value):
     text = json.dumps(value, indent=1, allow_nan=False)
     write_whole(path, lambda file: file.write(text.encode()))
+
+
+def append_json(path, value):
+    """A line of JSON at the end of a file, on the disk when this returns; half of it may be there after a crash."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -4,12 +4,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from multiprocessing.connection import wait
 
 
 class Refused(Exception):
-    """A job that cannot be done as it was asked for; one line says why."""
+    """A job that cannot be done as it was asked for, or here and now; one line says why."""
 
 
 def spread(jobs, count, start, arguments, gpus=()):
@@ -18,7 +19,8 @@ def spread(jobs, count, start, arguments, gpus=()):
     start(*arguments) is called once in every process and returns the function job -> result. gpus: names, as in
     CUDA_VISIBLE_DEVICES, of the GPUs that the processes share, of which each sees one. After Ctrl-C no job is begun,
     those under way are interrupted, once, and when all have ended KeyboardInterrupt is raised; a second Ctrl-C does not
-    wait. Raises Refused if a job does, RuntimeError if a process fails.
+    wait. Raises Refused if a job does, or if a process is ended from outside; RuntimeError if a process fails. If this
+    process is killed, the others end too.
     """
     context = multiprocessing.get_context("spawn")  # a forked process must not use the GPU
     waiting, busy, processes, pressed = list(jobs)[::-1], {}, {}, []  # busy, processes: by connection
@@ -28,19 +30,21 @@ def spread(jobs, count, start, arguments, gpus=()):
             raise KeyboardInterrupt
         pressed.append(number)
         for process in processes.values():
-            os.kill(process.pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
 
     def give(connection):
         if waiting and not pressed:
             busy[connection] = waiting.pop()
-            connection.send(busy[connection])
+            with contextlib.suppress(OSError):  # a process that is gone is noticed where its answer is waited for
+                connection.send(busy[connection])
 
     before = signal.signal(signal.SIGINT, press)
     try:
         for n in range(min(count, len(waiting))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, start, arguments), daemon=True)
-            with _share(n, count, gpus):
+            with _share(n, count, gpus), _later():
                 process.start()
             theirs.close()
             processes[ours] = process
@@ -50,10 +54,14 @@ def spread(jobs, count, start, arguments, gpus=()):
                 job = busy.pop(connection)
                 try:
                     said, result = connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     if pressed:
                         continue
-                    raise RuntimeError(f"a process ended while it was at {job}") from None
+                    process = processes[connection]
+                    process.join()
+                    ended = f"a process ended while it was at {job}, with exit code {process.exitcode}"
+                    killed = process.exitcode == -9
+                    raise Refused(ended + ": it was killed, maybe for want of memory" * killed) from None
                 if said == "refused":
                     raise Refused(result)
                 if said == "failed":
@@ -77,13 +85,18 @@ def _serve(connection, start, arguments):
     """A process: jobs come in, results go out."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C is the parent's, who passes it on
-    busy = False
+    busy = stopped = False
 
     def press(number, frame):
+        nonlocal stopped
+        stopped = True
         if busy:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, press)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by `_later`
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     work = None
     while True:
         try:
@@ -92,6 +105,8 @@ def _serve(connection, start, arguments):
             return
         try:
             busy = True
+            if stopped:
+                raise KeyboardInterrupt
             work = work or start(*arguments)
             answer = "done", work(job)
             busy = False
@@ -99,10 +114,31 @@ def _serve(connection, start, arguments):
             answer = "stopped", None
         except Refused as refusal:
             answer = "refused", str(refusal)
+        except (MemoryError, OSError) as error:  # too little memory, a full disk: the machine's fault
+            answer = "refused", f"{job}: {error}"
         except BaseException:
             answer = "failed", traceback.format_exc()
         busy = False
         connection.send(answer)
+
+
+def _end_with_parent():
+    """A process whose parent was killed must not go on: the next one would be at the same job."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _later():
+    """Ctrl-C comes after what is done inside, and in a process started inside when that is ready for it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from minisaobp import cli
+from minisaobp import cli, diagnose
 from minisaobp.commands import train
-from minisaobp.sweep import bootstrap_interval, compare_arms, read_results, study_of
+from minisaobp.files import alone_in
+from minisaobp.study import study_of
+from minisaobp.sweep import bootstrap_interval, compare_arms, cut_results, read_results
 from tests.training.test_run import without_seconds
 
 SETTINGS = """
@@ -179,6 +181,8 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("variants = ['high']\nbaseline = ['high']", "baseline: expected one of high, got ['high']"),
         ("[arms.a]\ndropout = [0.1, 0.2]", "run: a, seed 0: dropout: expected one value, got a list: [0.1, 0.2]"),
         ("[arms.a]\nregulariser = 'eigen'", "run: a, seed 0: argument --regulariser: needs --regulariser-strength"),
+        ("[arms.a]\npatch = 3", "arms.a.patch: expected the name of a file, got 3"),
+        ("[arms.a]\npatch = 'a/b.py'", "expected a Python file beside the study's, found no a/b.py"),
         ("[arms.a]\npatch = 'b.py'", "run: a, seed 0: patch: expected a Python file beside the study's, found no b.py"),
         ("[arms.a]\n[finetune]\narms = ['a']", "finetune: expected tasks, arms, seeds and settings, got arms"),
         ("[arms.a]\n[finetune]\narms = ['b']\n[finetune.tasks.rte]", "finetune.arms: expected some of a, got 'b'"),
@@ -205,6 +209,18 @@ def test_bad_results_are_one_line(tmp_path, capsys):
     (tmp_path / "results.jsonl").unlink()
     refused(config, "the study has no stage check", capsys, "--check")
     refused(tmp_path / "none.toml", "none.toml cannot be read", capsys)
+    config.write_text(config.read_text() + "[arms.a]\npatch = 'a.py'\n")
+    (tmp_path / "a.py").write_text("patch = None\n")
+    refused(config, "run: a, seed 0: patch: expected a context manager patched() in", capsys)
+
+
+def test_two_sweeps_of_one_study_are_not_at_work_at_once(finished, capsys):
+    pytest.importorskip("fcntl")
+    config, lines = finished
+    for folder in (config.parent, config.parent / "runs"):
+        with alone_in(folder):
+            refused(config, f"another sweep is at work in {folder}; wait for its end, or stop it", capsys)
+            assert sweep(config, "--check") == lines  # which writes nothing there
 
 
 def test_an_arm_may_be_evaluated_on_another_text(tmp_path):
@@ -260,17 +276,29 @@ def test_killed_again_and_again_it_ends_with_the_same_results(tmp_path):
     found = sweep(cut)
     for line in (*wanted, *found):
         line["curves"] = without_seconds(line["curves"])
-        assert line.pop("seconds") >= 0
+
     assert found == wanted
     assert (cut.parent / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
     for path in (tmp_path / "whole" / "runs").rglob("model.safetensors"):
         assert path.read_bytes() == (cut.parent / "runs" / path.relative_to(whole.parent / "runs")).read_bytes()
 
 
+def test_a_run_of_two_sittings_says_so(tmp_path, monkeypatch):
+    config = write_study(tmp_path, "variants = ['original']\nseeds = [0, 1]")
+    monkeypatch.setenv("MINISAOBP_COMMIT", "a")
+    with monkeypatch.context() as patch:
+        stop_at_evaluation(3, patch)
+        assert cli.main(["sweep", str(config), "--runs", str(tmp_path / "runs")]) == 130
+    monkeypatch.setenv("MINISAOBP_COMMIT", "b")
+    first, second = sweep(config)
+    assert first["earlier"] == [{"commit": "a", "device": "cpu", "precision": "float32"}]
+    assert (first["commit"], second["commit"], second["earlier"]) == ("b", "b", [])
+
+
 def without_times(lines):
     for line in lines:
         line["curves"] = without_seconds(line["curves"])
-        assert line.pop("seconds") >= 0 and line["environment"].pop("cores") > 0  # a process has its share of them
+        assert line["environment"].pop("cores") > 0  # a process has its share of them
     return sorted(lines, key=lambda line: (line["stage"], line["arm"], line["seed"], str(line["configuration"])))
 
 
@@ -334,7 +362,6 @@ def test_a_patch_is_of_its_arm_alone_and_prefixes_show_a_leak(tmp_path, capsys):
     head = "variants = ['original']\nprefixes = 2\n[arms.looks-ahead]\npatch = 'ahead.py'\n"
     settings = SETTINGS.replace("layers", "model = 'decoder'\nlayers").replace("steps = 4", "steps = 60")
     config = write_study(tmp_path, head, settings.replace("eval_every = 2", "rate = 0.03"))
-    refused(config, "run: looks-ahead, seed 0: patch: expected a Python file beside the study's", capsys)
     (tmp_path / "ahead.py").write_text(PATCH)
     original, ahead = sweep(config)
     assert ahead["configuration"]["patch"] == "ahead.py" and "patch" not in original["configuration"]
@@ -372,7 +399,18 @@ def write_tasks(folder):
     return str(folder)
 
 
-def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys):
+def stop_at_evaluation(number, monkeypatch):
+    evaluations, real = itertools.count(1), diagnose.by_layer
+
+    def by_layer(*arguments):
+        if next(evaluations) == number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(diagnose, "by_layer", by_layer)
+
+
+def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     head = "variants = ['original', 'high']\nseeds = [0, 1]\n[check]\narm = 'high'\nseeds = [8, 9]\nsteps = 2\n"
     data = write_tasks(tmp_path / "tasks")
     tuned = f"[check.finetune]\ntask = 'rte'\nepochs = 1\ndata = {data!r}\n"
@@ -392,6 +430,9 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys):
     capsys.readouterr()
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line not in of_tasks))
+    with monkeypatch.context() as patch:  # stopped when the first model has been evaluated twice, or it would be taken
+        stop_at_evaluation(2, patch)
+        assert cli.main(["sweep", str(config), "--runs", str(tmp_path / "runs")]) == 130
     again = sweep(config)  # the models are trained once more, and the tasks from them
     assert without_times(again) == without_times(json.loads(json.dumps(lines)))
     assert capsys.readouterr().out.count(", as recorded") == 3  # high, seed 1, and the two of the check
@@ -447,3 +488,11 @@ def test_half_a_line_is_left_out_and_a_broken_one_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"results.jsonl, line 1: expected the JSON of one run"):
         read_results(path)
     assert read_results(tmp_path / "none") == ([], 0)
+    path.write_text(whole + whole[:-1])  # all of it is there
+    lines, size = read_results(path)
+    assert len(lines) == 2
+    cut_results(path, size)
+    assert path.read_text() == 2 * whole
+    path.write_text(whole + whole[:10])
+    cut_results(path, len(whole))
+    assert path.read_text() == whole

@@ -1,7 +1,11 @@
 """Jobs spread over processes: each once, each with its share, and what happens when one of them cannot."""
 
+import multiprocessing
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +21,13 @@ def start(*arguments):
             raise ZeroDivisionError("of a job")
         if job == "end":
             os._exit(3)
+        if job == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job == "full":
+            raise OSError(28, "No space left on device")
+        if job == "long":
+            print("begun", flush=True)
+            time.sleep(60)
         time.sleep(0.05 * (job == "slow"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), cores, arguments
@@ -43,7 +54,9 @@ def test_every_job_once_and_each_process_its_share(monkeypatch):
     [
         ("refuse", Refused, "^this one is not done$"),
         ("fail", RuntimeError, "a process failed at fail:(.|\n)*ZeroDivisionError: of a job"),
-        ("end", RuntimeError, "^a process ended while it was at end$"),
+        ("end", Refused, "^a process ended while it was at end, with exit code 3$"),
+        ("kill", Refused, "at kill, with exit code -9: it was killed, maybe for want of memory$"),
+        ("full", Refused, "^full: .*No space left on device$"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_what_is_done_is_kept(job, kind, message):
@@ -52,3 +65,29 @@ def test_what_cannot_be_done_is_said_and_what_is_done_is_kept(job, kind, message
         for one, result in spread([1, job, 2, 3], 1, start, ()):
             done[one] = result
     assert re.search(message, str(raised.value)) and list(done) == [1]
+
+
+def test_ctrl_c_while_a_process_is_still_starting(monkeypatch, capfd):
+    kind = multiprocessing.get_context("spawn").Process
+    real = kind.start
+
+    def start_and_press(process):
+        real(process)
+        os.kill(process.pid, signal.SIGINT)  # as a terminal does, to all
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(kind, "start", start_and_press)
+    with pytest.raises(KeyboardInterrupt):
+        list(spread(["long"], 1, start, ()))
+    out, errors = capfd.readouterr()
+    assert "begun" not in out and "Traceback" not in errors
+
+
+def test_processes_end_with_a_parent_that_is_killed():
+    code = "from tests.test_workers import *; list(spread(['long', 'long'], 2, start, ()))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert [parent.stdout.readline() for _ in range(2)] == [b"begun\n"] * 2
+        parent.kill()
+        started = time.monotonic()
+        parent.stdout.read()  # until nobody can write into it any more
+    assert time.monotonic() - started < 30  # of the 60 that the jobs take

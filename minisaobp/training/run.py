@@ -12,14 +12,13 @@ import contextlib
 import functools
 import json
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ..files import unfinished, write_whole
+from ..files import append_json, unfinished, write_whole
 from ..interrupts import interrupts
 from .checkpoint import LATEST, read_checkpoint, write_checkpoint
 from .loop import LOOK_EVERY, evaluate, optimiser_for, train
@@ -97,7 +96,7 @@ def train_run(
         if measures is not None:
             line["measures"] = measures(model)
         lines.append(line)
-        _append(directory / "metrics.jsonl", line)
+        append_json(directory / "metrics.jsonl", line)
         names = ["last"]
         if found.loss < best:
             best = found.loss
@@ -152,13 +151,6 @@ def lines_until(path, step):
                 if isinstance(line, dict) and line.get("step", math.inf) <= step:
                     lines.append(line)
     return lines
-
-
-def _append(path, line):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _save_model(model, directory, beside):

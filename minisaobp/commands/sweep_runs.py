@@ -1,0 +1,244 @@
+"""The runs of a study, each in its folder: from a Job of `minisaobp/study.py` to its line of results."""
+
+import contextlib
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from . import finetune, options, pretrain, train
+
+MOVED = ("device", "precision", "out")  # options that a run may change while it is under way
+
+
+class Runner:
+    """What turns a Job into a line of results.jsonl, and its runs into folders in `folder`."""
+
+    def __init__(self, study, args, folder, fail):
+        from ..results import commit
+
+        self.study, self.args, self.folder, self.fail = study, args, folder, fail
+        self.commit = commit()  # now: at the end of a run the checkout may be at another one
+        self.xp = options.device_library(args, fail)
+        self.texts = {}  # tokenised once for all runs
+        self.examples = None, None  # of the last task, and what they are of
+
+    def asked(self, job):
+        """All options of the run, as its command completes them."""
+        command = finetune if job.task else pretrain if "preset" in job.options else train
+        refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
+        asked = command.complete(options.from_table(job.options, command.add, refuse), refuse)
+        asked |= {"device": self.args.device, "precision": self.args.precision, "out": str(self.folder / job.folder)}
+        if job.task:
+            return asked | {"checkpoint": str(self.folder / job.options["checkpoint"])}
+        return asked | {"tokens": asked["tokens"] or str(self.folder / "tokens")}
+
+    def check_options(self, job):
+        asked = self.asked(job)
+        refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
+        self.patched(job)
+        if job.task:
+            finetune.check_files(asked, refuse)
+        else:
+            config, _ = train.model_of(asked, 2**16, refuse)
+            options.check_memory(config, asked["batch"], asked["length"], self.xp, refuse)
+
+    def configuration(self, job):
+        """What a result records of the options: nothing of the machine, paths as the study gives them."""
+        paths = finetune.PATHS if job.task else train.PATHS
+        asked = self.asked(job) | {name: job.options.get(name) for name in paths}
+        configuration = {name: value for name, value in asked.items() if name not in ("out", "device", "precision")}
+        return configuration | ({} if job.patch is None else {"patch": job.patch})
+
+    def result(self, job, results):
+        """Train, or go on, in its folder: the line of that run. results: the lines of other runs."""
+        from ..results import environment
+        from ..training.run import Interrupted, lines_until
+
+        folder = self.folder / job.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        sittings, failed = self.sittings(job), None
+        try:
+            with self.patched(job):
+                text, curves, measures = (self.tuned if job.task else self.trained)(job, folder, results)
+        except ValueError as error:
+            self.fail(f"{job.name}: {error}")
+        except FloatingPointError as error:
+            failed, measures, curves = str(error), {}, lines_until(folder / "metrics.jsonl", float("inf"))
+            text = None
+        except Interrupted as interrupt:
+            print(f"\n{interrupt}\nThe same command goes on.", file=sys.stderr)
+            raise
+        return {
+            "stage": job.stage,
+            "arm": job.arm,
+            "seed": job.seed,
+            "configuration": self.configuration(job),
+            "text": text,
+            **sittings[-1],
+            "earlier": sittings[:-1],
+            "environment": environment(),
+            "failed": failed,
+            "curves": curves,
+            "measures": measures,
+        }
+
+    def sittings(self, job):
+        """What computes the run, and before that what else began it or went on with it: kept in its folder."""
+        from ..files import write_json
+        from ..results import device_name
+
+        path, before = self.folder / job.folder / "sittings.json", []
+        now = {"commit": self.commit, "device": device_name(self.xp), "precision": self.args.precision}
+        if self.is_under_way(job):
+            with contextlib.suppress(FileNotFoundError):
+                before = [one for one in json.loads(path.read_text(encoding="utf-8")) if one != now]
+        write_json(path, [*before, now])
+        return [*before, now]
+
+    def patched(self, job):
+        """The context that the study's own Python file makes."""
+        if job.patch is None:
+            return contextlib.nullcontext()
+        path = Path(self.args.config).parent / job.patch
+        if not path.is_file():
+            self.fail(f"{job.name}: patch: expected a Python file beside the study's, found no {job.patch}")
+        try:
+            return runpy.run_path(str(path))["patched"]()
+        except Exception as error:  # whatever the file does
+            problem = f"{type(error).__name__}: {error}"
+            self.fail(f"{job.name}: patch: expected a context manager patched() in {path} ({problem})")
+
+    def trained(self, job, folder, results):
+        """Fingerprint of the text, curves and final measures of a language model."""
+        from ..sweep import final_measures
+
+        asked = self.asked(job)
+        text, configuration = self.text(asked), self.configuration(job)
+        for other in results:
+            names = ("task", "corpus", "held_out")
+            same = all(other["configuration"].get(name) == configuration.get(name) for name in names)
+            if same and other["text"] not in (None, text.fingerprint):
+                self.fail(f"{job.name}: the text is not that of {other['arm']}, seed {other['seed']}, in the results")
+        checkpoint, about = self.stopped(job, {"options": asked, "text": text.fingerprint}, folder)
+        curves = train.train_in_folder(asked, text, folder, self.xp, self.fail, checkpoint, about, self.measures(text))
+        return text.fingerprint, curves, final_measures(curves) | self.of_decoder(curves, text, folder)
+
+    def tuned(self, job, folder, results):
+        """The same of a model that is fine-tuned for a task."""
+        asked = self.asked(job)
+        refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
+        splits = finetune.splits_of(asked, refuse)
+        fingerprint = finetune.fingerprint(splits)
+        checkpoint, about = self.stopped(job, {"options": asked, "data": fingerprint}, folder)
+        model, tokenizer, length = finetune.model_of(asked, checkpoint is not None, self.xp, refuse)
+        key = fingerprint, tokenizer.to_str(), length, asked["stride"]
+        if self.examples[0] != key:
+            self.examples = key, finetune.encoded(asked, splits, tokenizer, length)
+        curves, record = finetune.finetune_in_folder(
+            asked, model, tokenizer, splits, self.examples[1], folder, self.xp, checkpoint, about
+        )
+        measures = {
+            f"{split}_{name}": value for split, scores in record["scores"].items() for name, value in scores.items()
+        }
+        dev = next(iter(record["scores"]))
+        measures |= {f"dev_{name}": value for name, value in record["scores"][dev].items()}
+        if record["majority"] is not None:
+            measures["dev_majority"] = record["majority"]["score"]
+        for name in ("entropy", "gtd", "indirect_entropy"):
+            measures[name] = record["attention"][name]["layers"]
+        return fingerprint, curves, measures
+
+    def text(self, asked):
+        key = json.dumps([asked[name] for name in (*train.PATHS, "length", "vocabulary", "model", "preset")])
+        if key not in self.texts:
+            try:
+                self.texts[key] = train.text_of(asked, train.tokenizer_of(asked, False, self.fail))
+            except ValueError as error:
+                self.fail(f"corpus: {error}")
+        return self.texts[key]
+
+    def stopped(self, job, expected, folder):
+        """The checkpoint of this very run in the folder, and what it says of the run; None, None without one.
+
+        expected: what it must say."""
+        from ..training.checkpoint import find_checkpoint
+
+        if not self.is_under_way(job):
+            return None, None
+        file, described = find_checkpoint(folder)
+        about = described["about"]
+        moved = {name: expected["options"][name] for name in MOVED}
+        if about | {"options": about.get("options", {}) | moved} != expected:
+            self.fail(f"{folder} holds a run with other options; remove it, or name another folder by --runs")
+        return file, about
+
+    def measures(self, text):
+        """A function from a model to the measures of its attention by layer, and to what it has learned of lambda and
+        theta; None if the study asks for none."""
+        from ..backend import to_host
+        from ..diagnose import by_layer, graphs_by_layer
+        from ..text.batches import in_order
+
+        if not self.study.sequences:
+            return None
+        examples = text.held_out.rows(slice(0, self.study.sequences))
+
+        def measures(model):
+            found = by_layer(model, in_order(examples, 32), ("entropy", "indirect_entropy", "gtd", "sparsity"))
+            if self.study.graphs:
+                found |= graphs_by_layer(model, text.held_out.rows(slice(0, self.study.graphs)))
+            for kind in ("lam", "theta"):
+                learned = [to_host(v).tolist() for name, v in model.parameters.items() if name.endswith(f".{kind}")]
+                found |= {kind: learned} if learned else {}
+            return found
+
+        return measures
+
+    def of_decoder(self, curves, text, folder):
+        """What is known of a decoder alone: its perplexity per word, and its loss where it sees no later token."""
+        from ..nn import from_pretrained
+        from ..training.loop import Score, evaluate, evaluate_from_prefixes
+
+        if not text.causal:
+            return {}
+        last = curves[-1]
+        score = Score(last["held_out_loss"], last["held_out_accuracy"], last["held_out_labels"])
+        found = {"word_perplexity": score.perplexity_per(text.documents[1].words())}
+        if self.study.prefixes:
+            model = from_pretrained(folder / "last").on(self.xp)
+            batch = text.held_out.rows(slice(0, self.study.prefixes))
+            found["prefix_loss"] = evaluate_from_prefixes(model, batch).loss
+            found["whole_loss"] = evaluate(model, [batch]).loss
+        return found
+
+    @staticmethod
+    def mean(line, measure):
+        import numpy as np
+
+        return float(np.mean(line["measures"][measure]))
+
+    def checkpoints(self, job):
+        from ..training.checkpoint import BEFORE, LATEST
+
+        return [self.folder / job.folder / name for name in (LATEST, BEFORE)]
+
+    def is_under_way(self, job):
+        return any(path.exists() for path in self.checkpoints(job))
+
+    def forget_checkpoints(self, job):
+        """Of a run that is complete nothing goes on any more; its models stay."""
+        for path in self.checkpoints(job):
+            path.unlink(missing_ok=True)
+
+    def has_model(self, job, line):
+        """Whether the folder holds the best model of the complete run that the line records."""
+        folder = self.folder / job.folder
+        if self.is_under_way(job) or not (folder / "best").is_dir():
+            return False
+        try:
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            elsewhere = {name: value for name, value in self.asked(job).items() if name in (*MOVED, *train.PATHS)}
+            return record["options"] | elsewhere == self.asked(job) and line["text"] in (None, record["text"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
