@@ -438,6 +438,16 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count(", as recorded") == 3  # high, seed 1, and the two of the check
     sweep(config, "--check")
     assert "check-finetune: rte, high, seed 8: dev_score" in capsys.readouterr().out
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines if line["stage"] != "check-finetune"))
+    dev = tmp_path / "tasks" / "RTE" / "dev.tsv"
+    dev.write_text((before := dev.read_text()) + "9\tIt is 9.\tIt is 0.\tnot_entailment\n")
+    refused(config, "check-finetune: rte, high, seed 8: the text is not that of high, seed 1, in the results", capsys)
+    dev.write_text(before)
+    elsewhere = config.read_text().replace("[finetune.tasks.rte]", "[finetune.tasks.rte]\ntrain = 'no.tsv'")
+    (tmp_path / "config.toml").write_text(elsewhere)
+    refused(config, "finetune: rte, high, seed 1: argument --train: ", capsys)
+    config.write_text(elsewhere.replace("train = 'no.tsv'", ""))
     (tmp_path / "tasks" / "SST-2" / "dev.tsv").unlink()
     refused(config, "finetune: sst2, high, seed 1: argument --data: ", capsys)
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import sys
 
 from . import options
@@ -101,7 +102,10 @@ def check_files(asked, fail):
 
     task = TASKS[asked["task"]]
     for split, own in (("train", "train"), (dev_of(task), "dev")):
-        if asked[own] is None and task.find(asked["data"], split) is None:
+        if asked[own] is not None:
+            if not os.path.isfile(asked[own]):
+                fail(f"argument --{own}: {asked[own]} is not a file")
+        elif task.find(asked["data"], split) is None:
             fail(f"argument --data: {asked['data']} has no {task.where(split)} (plain, .gz or .xz)")
 
 

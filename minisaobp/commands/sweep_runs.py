@@ -114,12 +114,8 @@ class Runner:
         from ..sweep import final_measures
 
         asked = self.asked(job)
-        text, configuration = self.text(asked), self.configuration(job)
-        for other in results:
-            names = ("task", "corpus", "held_out")
-            same = all(other["configuration"].get(name) == configuration.get(name) for name in names)
-            if same and other["text"] not in (None, text.fingerprint):
-                self.fail(f"{job.name}: the text is not that of {other['arm']}, seed {other['seed']}, in the results")
+        text = self.text(asked)
+        self.check_text(job, text.fingerprint, results)
         checkpoint, about = self.stopped(job, {"options": asked, "text": text.fingerprint}, folder)
         curves = train.train_in_folder(asked, text, folder, self.xp, self.fail, checkpoint, about, self.measures(text))
         return text.fingerprint, curves, final_measures(curves) | self.of_decoder(curves, text, folder)
@@ -130,6 +126,7 @@ class Runner:
         refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
         splits = finetune.splits_of(asked, refuse)
         fingerprint = finetune.fingerprint(splits)
+        self.check_text(job, fingerprint, results)
         checkpoint, about = self.stopped(job, {"options": asked, "data": fingerprint}, folder)
         model, tokenizer, length = finetune.model_of(asked, checkpoint is not None, self.xp, refuse)
         key = fingerprint, tokenizer.to_str(), length, asked["stride"]
@@ -148,6 +145,17 @@ class Runner:
         for name in ("entropy", "gtd", "indirect_entropy"):
             measures[name] = record["attention"][name]["layers"]
         return fingerprint, curves, measures
+
+    def check_text(self, job, fingerprint, results):
+        """Refuse a text that is another than recorded runs found in the same files."""
+        names, configuration = (
+            ("corpus", "held_out", "task", "data", "train", "dev", "skip_bad"),
+            self.configuration(job),
+        )
+        for other in results:
+            same = all(other["configuration"].get(name) == configuration.get(name) for name in names)
+            if same and other["text"] not in (None, fingerprint):
+                self.fail(f"{job.name}: the text is not that of {other['arm']}, seed {other['seed']}, in the results")
 
     def text(self, asked):
         key = json.dumps([asked[name] for name in (*train.PATHS, "length", "vocabulary", "model", "preset")])
