@@ -28,7 +28,7 @@ def read_results(path):
     """The lines of results.jsonl, and how many bytes they take: half a line at the end is of a run that was killed. A
     whole one needs no line end there: an editor may have taken it off.
 
-    Raises ValueError that names the line.
+    Raises ValueError that names the line, also for a second one of the same run: files that were put together.
     """
     try:
         content = Path(path).read_bytes()
@@ -38,7 +38,7 @@ def read_results(path):
     with contextlib.suppress(ValueError):
         json.loads(end)
         whole = content
-    lines = []
+    lines, runs = [], {}
     for number, text in enumerate(whole.splitlines(), 1):
         try:
             line = json.loads(text)
@@ -46,8 +46,16 @@ def read_results(path):
                 raise ValueError("keys are missing")
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: expected the JSON of one run ({error})") from None
+        first = runs.setdefault(_run_of(line["stage"], line["arm"], line["seed"], line["configuration"]), number)
+        if first != number:
+            raise ValueError(f"{path}, line {number}: the run of line {first} once more; expected one line for each")
         lines.append(line)
     return lines, len(whole)
+
+
+def _run_of(stage, arm, seed, configuration):
+    """What makes a run another one of the study."""
+    return stage, arm, seed, configuration.get("task"), configuration["rate"] if stage == "search" else None
 
 
 def cut_results(path, size):
@@ -65,10 +73,8 @@ def result_of(job, configuration, results):
     Raises ValueError if there is one with other settings: the two must not be mixed.
     """
     for line in results:
-        recorded = line["configuration"]
-        if (line["stage"], line["arm"], line["seed"], task_of(line)) != (job.stage, job.arm, job.seed, job.task):
-            continue
-        if job.stage == "search" and recorded["rate"] != configuration["rate"]:
+        recorded, asked = line["configuration"], _run_of(job.stage, job.arm, job.seed, configuration)
+        if _run_of(line["stage"], line["arm"], line["seed"], recorded) != asked:
             continue
         for key in sorted(recorded.keys() | configuration.keys()):
             if recorded.get(key) != configuration.get(key):

@@ -489,20 +489,23 @@ def test_the_bootstrap_against_every_resample():
 
 
 def test_half_a_line_is_left_out_and_a_broken_one_is_named(tmp_path):
-    keys = ("stage", "arm", "seed", "configuration", "text", "curves", "measures", "failed")
-    whole = json.dumps(dict.fromkeys(keys)) + "\n"
+    one = line("high", 0, 1.0) | {"text": "", "curves": []}
+    whole, other = json.dumps(one) + "\n", json.dumps(one | {"seed": 1}) + "\n"
     path = tmp_path / "results.jsonl"
     path.write_text(whole + whole[:10])
-    assert read_results(path) == ([dict.fromkeys(keys)], len(whole))
+    assert read_results(path) == ([one], len(whole))
     path.write_text("5\n" + whole)
     with pytest.raises(ValueError, match=r"results.jsonl, line 1: expected the JSON of one run"):
         read_results(path)
     assert read_results(tmp_path / "none") == ([], 0)
-    path.write_text(whole + whole[:-1])  # all of it is there
+    path.write_text(whole + other + whole)
+    with pytest.raises(ValueError, match=r"results.jsonl, line 3: the run of line 1 once more"):
+        read_results(path)
+    path.write_text(whole + other[:-1])  # all of it is there
     lines, size = read_results(path)
     assert len(lines) == 2
     cut_results(path, size)
-    assert path.read_text() == 2 * whole
+    assert path.read_text() == whole + other
     path.write_text(whole + whole[:10])
     cut_results(path, len(whole))
     assert path.read_text() == whole
