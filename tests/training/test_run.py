@@ -66,7 +66,7 @@ def test_stopped_at_any_write_it_goes_on_bit_for_bit(tmp_path, monkeypatch, at):
     """Every file is renamed into place or appended to: the run stops before the n-th of these, as if it were killed."""
     (tmp_path / "whole").mkdir()
     whole, lines = go(tmp_path / "whole")
-    count, replace, append = [0], os.replace, run._append
+    count, replace, append = [0], os.replace, run.append_json
 
     def counted(function):
         def call(*arguments):
@@ -80,7 +80,7 @@ def test_stopped_at_any_write_it_goes_on_bit_for_bit(tmp_path, monkeypatch, at):
     (tmp_path / "cut").mkdir()
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", counted(replace))
-        patched.setattr(run, "_append", counted(append))
+        patched.setattr(run, "append_json", counted(append))
         try:
             go(tmp_path / "cut")
         except Stop:
