@@ -16,6 +16,8 @@ else:
 
 # argparse takes "-1e-3" for an option otherwise
 NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
+DEVICES, DEVICE_HELP = ("cpu", "gpu", "auto"), "where to compute: gpu needs CuPy, auto takes a GPU if there is one"
+PRECISIONS, PRECISION_HELP = ("float32", "tf32"), "of a GPU's matrix products: tf32 is faster and keeps 10 bits"
 
 
 def number(kind, low, what, high=math.inf):
@@ -112,10 +114,8 @@ def to_toml(options):
 
 def add_device(parser):
     add = parser.add_argument
-    add("--device", choices=["cpu", "gpu", "auto"], default="cpu",
-        help="where to compute: gpu needs CuPy, auto takes a GPU if there is one (default: %(default)s)")  # fmt: skip
-    add("--precision", choices=["float32", "tf32"], default="float32",
-        help="of a GPU's matrix products: tf32 is faster and keeps 10 bits (default: %(default)s)")  # fmt: skip
+    add("--device", choices=DEVICES, default="cpu", help=DEVICE_HELP + " (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP + " (default: %(default)s)")
 
 
 def device_library(args, fail):
@@ -197,10 +197,8 @@ def add_training(add):
     add("--rate", "peak learning rate", type=real(0, 10))
     add("--warmup", "steps until the peak", type=whole(0, 10**9))
     add("--weight-decay", "of AdamW", type=real(0, 10))
-    add(
-        "--device", "where to compute: gpu needs CuPy, auto takes a GPU if there is one", choices=["cpu", "gpu", "auto"]
-    )
-    add("--precision", "of a GPU's matrix products: tf32 is faster and keeps 10 bits", choices=["float32", "tf32"])
+    add("--device", DEVICE_HELP, choices=DEVICES)
+    add("--precision", PRECISION_HELP, choices=PRECISIONS)
 
 
 def resumed(path, given, defaults, paths, command, fail):

@@ -148,10 +148,8 @@ class Runner:
 
     def check_text(self, job, fingerprint, results):
         """Refuse a text that is another than recorded runs found in the same files."""
-        names, configuration = (
-            ("corpus", "held_out", "task", "data", "train", "dev", "skip_bad"),
-            self.configuration(job),
-        )
+        names = ("corpus", "held_out", "task", "data", "train", "dev", "skip_bad")
+        configuration = self.configuration(job)
         for other in results:
             same = all(other["configuration"].get(name) == configuration.get(name) for name in names)
             if same and other["text"] not in (None, fingerprint):
