@@ -57,7 +57,7 @@ class Study(NamedTuple):
     graphs: int  # of them, those whose token graphs it measures
     prefixes: int  # of them, those whose tokens a decoder is asked for from their prefixes alone, at the end
     search: dict | None  # rates, seeds, steps
-    finetune: dict | None  # arms, seeds, settings, tasks {name: (options, seeds)}
+    finetune: dict | None  # arms, seeds, settings, tasks
     check: dict | None  # arm, seeds, steps, other options, finetune
 
     def jobs(self, stage, results=()):
@@ -82,8 +82,8 @@ class Study(NamedTuple):
         if stage == "finetune" and self.finetune:
             return [
                 self._finetune(stage, arm, seed, self.finetune["settings"] | options | {"task": task}, "run")
-                for task, (options, seeds) in self.finetune["tasks"].items()
-                for seed in seeds
+                for task, options in self.finetune["tasks"].items()
+                for seed in self.finetune["seeds"]
                 for arm in self.finetune["arms"]
             ]
         if stage.startswith("check") and self.check:
@@ -182,23 +182,15 @@ def _finetune_of(table, arms, seeds):
     stage = {"arms": list(arms), "seeds": seeds, "settings": {}} | _table(table, "finetune")
     if stage.keys() != {"arms", "seeds", "settings", "tasks"}:
         raise ValueError(f"finetune: expected tasks, arms, seeds and settings, got {', '.join(table['finetune'])}")
-    _some_of(arms, stage, "arms", "finetune")
-    _some_of(seeds, stage, "seeds", "finetune")
+    for name, all_of_them in (("arms", list(arms)), ("seeds", seeds)):
+        _list(stage, name, (str, int), [])
+        for value in stage[name]:
+            if value not in all_of_them:
+                raise ValueError(f"finetune.{name}: expected some of {', '.join(map(str, all_of_them))}, got {value!r}")
     _table(stage, "settings")
-    tasks = {}
     for task in _table(stage, "tasks"):
-        options = {"seeds": stage["seeds"]} | _table(stage["tasks"], task)
-        _some_of(seeds, options, "seeds", f"finetune.tasks.{task}")
-        tasks[task] = options, options.pop("seeds")
-    return stage | {"tasks": tasks}
-
-
-def _some_of(all_of_them, table, key, where):
-    """Refuse a list of the table with anything else in it."""
-    _list(table, key, (str, int), [])
-    for value in table[key]:
-        if value not in list(all_of_them):
-            raise ValueError(f"{where}.{key}: expected some of {', '.join(map(str, all_of_them))}, got {value!r}")
+        _table(stage["tasks"], task)
+    return stage
 
 
 def _table(table, key):

@@ -187,7 +187,6 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("[arms.a]\n[finetune]\narms = ['a']", "finetune: expected tasks, arms, seeds and settings, got arms"),
         ("[arms.a]\n[finetune]\narms = ['b']\n[finetune.tasks.rte]", "finetune.arms: expected some of a, got 'b'"),
         ("[arms.a]\n[finetune]\nseeds = [7]\n[finetune.tasks.rte]", "finetune.seeds: expected some of 0, got 7"),
-        ("[arms.a]\n[finetune.tasks.rte]\nseeds = [7]", "finetune.tasks.rte.seeds: expected some of 0, got 7"),
         ("[arms.a]\n[finetune.tasks]\nrte = 3", "rte: expected a table, got 3"),
         ("[arms.a]\n[finetune.tasks.rte]\n", "finetune: rte, a, seed 0: the following arguments are required: --data"),
         ("[arms.a]\n[finetune.tasks.x]\n", "finetune: x, a, seed 0: argument --task: invalid choice: 'x'"),
@@ -384,7 +383,6 @@ epochs = 2
 batch = 4
 [finetune.tasks.rte]
 [finetune.tasks.sst2]
-seeds = [0]
 epochs = 1
 """
 
@@ -420,7 +418,7 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     lines = sweep(config)
     of_tasks = [line for line in lines if line["configuration"].get("task")]
     assert [(line["stage"], line["configuration"]["task"], line["seed"]) for line in of_tasks] == [
-        ("finetune", "rte", 1), ("finetune", "sst2", 0), ("check-finetune", "rte", 8), ("check-finetune", "rte", 9)
+        ("finetune", "rte", 1), ("finetune", "sst2", 1), ("check-finetune", "rte", 8), ("check-finetune", "rte", 9)
     ]  # fmt: skip
     assert [len(line["curves"]) for line in of_tasks] == [3, 2, 2, 2]
     assert of_tasks[0]["configuration"]["checkpoint"] == "run/high-seed-1"
@@ -437,7 +435,7 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
         assert cli.main(["sweep", str(config), "--runs", str(tmp_path / "runs")]) == 130
     again = sweep(config)  # the models are trained once more, and the tasks from them
     assert without_times(again) == without_times(json.loads(json.dumps(lines)))
-    assert capsys.readouterr().out.count(", as recorded") == 4  # high, seeds 0 and 1, and the two of the check
+    assert capsys.readouterr().out.count(", as recorded") == 3  # high, seed 1, and the two of the check
     sweep(config, "--check")
     assert "check-finetune: rte, high, seed 8: dev_score" in capsys.readouterr().out
     results = tmp_path / "results.jsonl"
@@ -451,7 +449,7 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     refused(config, "finetune: rte, high, seed 1: argument --train: ", capsys)
     config.write_text(elsewhere.replace("train = 'no.tsv'", ""))
     (tmp_path / "tasks" / "SST-2" / "dev.tsv").unlink()
-    refused(config, "finetune: sst2, high, seed 0: argument --data: ", capsys)
+    refused(config, "finetune: sst2, high, seed 1: argument --data: ", capsys)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
