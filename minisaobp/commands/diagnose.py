@@ -174,7 +174,7 @@ def _model_and_text(path, args, fail):
         fail(f"argument --length: expected at most the {positions} positions of {directory}, got {length}")
     causal = model.config.model_type == "gpt2"
     if args.text is None and asked is None:
-        fail(f"argument --text: needed, since {directory} does not lie in the folder of a training run")
+        fail(f"argument --text: needed, since {directory} lies in no folder of a run that was trained on a text")
     try:
         if args.text is not None:
             return model, examples_of(whole_files(args.text), tokenizer, causal, length)

@@ -51,7 +51,7 @@ def run(args, fail):
     causal = model.config.model_type == "gpt2"
     asked, trained_on = options.run_of(directory, fail)
     if args.text is None and asked is None:
-        fail(f"argument --text: needed, since {directory} does not lie in the folder of a training run")
+        fail(f"argument --text: needed, since {directory} lies in no folder of a run that was trained on a text")
     length = args.length or (asked["length"] if asked else model.config.max_position_embeddings)
     if length > model.config.max_position_embeddings:
         fail(
