@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import traceback
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 
@@ -39,9 +40,12 @@ def spread(jobs, count, start, arguments, gpus=()):
             with contextlib.suppress(OSError):  # a process that is gone is noticed where its answer is waited for
                 connection.send(busy[connection])
 
+    count = min(count, len(waiting))
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # which lets Ctrl-C through when it starts, inside `_later` too
     before = signal.signal(signal.SIGINT, press)
     try:
-        for n in range(min(count, len(waiting))):
+        for n in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, start, arguments), daemon=True)
             with _share(n, count, gpus), _later():
@@ -69,6 +73,8 @@ def spread(jobs, count, start, arguments, gpus=()):
                 if said == "done":
                     yield job, result
                     give(connection)
+                elif not pressed:  # somebody else's signal, to that process alone
+                    raise Refused(f"a process was interrupted while it was at {job}")
         for connection, process in processes.items():
             connection.close()  # which ends it
             process.join()
@@ -110,14 +116,14 @@ def _serve(connection, start, arguments):
             work = work or start(*arguments)
             answer = "done", work(job)
             busy = False
-        except KeyboardInterrupt:
-            answer = "stopped", None
         except Refused as refusal:
             answer = "refused", str(refusal)
         except (MemoryError, OSError) as error:  # too little memory, a full disk: the machine's fault
             answer = "refused", f"{job}: {error}"
         except BaseException:
             answer = "failed", traceback.format_exc()
+        if stopped and answer[0] != "done":  # whatever the interrupt became on its way: in an import, an ImportError
+            answer = "stopped", None
         busy = False
         connection.send(answer)
 

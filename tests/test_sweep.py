@@ -339,6 +339,22 @@ def test_several_processes_stop_at_ctrl_c_and_go_on(tmp_path):
     assert lines[0]["measures"]["clustering"] and lines[0]["measures"]["betweenness"]
 
 
+def test_a_killed_process_is_one_line(tmp_path):
+    if not os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children"):
+        pytest.skip("nothing tells here which processes it started")
+    settings = SETTINGS.replace("steps = 4", "steps = 3000").replace("eval_every = 2", "eval_every = 10")
+    config = write_study(tmp_path, "variants = ['original', 'high']\nsequences = 0\n", settings)
+    command = [sys.executable, "-m", "minisaobp", "sweep", str(config), "--runs", str(tmp_path / "runs")]
+    with subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("runs/run/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with open(f"/proc/{p.pid}/task/{p.pid}/children") as file:
+            os.kill(int(file.read().split()[-1]), signal.SIGKILL)
+        errors = p.stderr.read()
+    assert p.returncode == 2 and len(errors.splitlines()) == 1 and "exit code -9: it was killed" in errors, errors
+
+
 def with_text_of(line, other):
     """The same run on a copy of the text elsewhere."""
     return line | {"text": other["text"], "configuration": other["configuration"] | line["configuration"] | {

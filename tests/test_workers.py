@@ -23,6 +23,14 @@ def start(*arguments):
             os._exit(3)
         if job == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if job == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+        if job == "import":  # what an interrupt becomes in an extension module's import
+            try:
+                print("begun", flush=True)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                raise ImportError("initialization failed") from None
         if job == "full":
             raise OSError(28, "No space left on device")
         if job == "long":
@@ -45,6 +53,8 @@ def test_every_job_once_and_each_process_its_share(monkeypatch):
     assert {gpu for _, gpu, *_ in shares} == {"5", "7"} and {arguments for *_, arguments in shares} == {("a", 1)}
     if hasattr(os, "sched_getaffinity"):
         assert {cores for _, _, cores, _ in shares} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+        alone = [cores for _, (_, _, cores, _) in spread([1], 2, start, ())]
+        assert alone == [len(os.sched_getaffinity(0))]  # nobody to share with
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
     assert list(spread([], 3, start, ())) == []
 
@@ -57,6 +67,7 @@ def test_every_job_once_and_each_process_its_share(monkeypatch):
         ("end", Refused, "^a process ended while it was at end, with exit code 3$"),
         ("kill", Refused, "at kill, with exit code -9: it was killed, maybe for want of memory$"),
         ("full", Refused, "^full: .*No space left on device$"),
+        ("interrupt", Refused, "^a process was interrupted while it was at interrupt$"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_what_is_done_is_kept(job, kind, message):
@@ -81,6 +92,39 @@ def test_ctrl_c_while_a_process_is_still_starting(monkeypatch, capfd):
         list(spread(["long"], 1, start, ()))
     out, errors = capfd.readouterr()
     assert "begun" not in out and "Traceback" not in errors
+
+
+def test_ctrl_c_that_a_job_turns_into_another_error():
+    code = "from tests.test_workers import *; list(spread(['import'], 1, start, ()))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout.readline() == "begun\n"
+        parent.send_signal(signal.SIGINT)
+        errors = parent.stderr.read()
+    assert "KeyboardInterrupt" in errors and "ImportError" not in errors
+
+
+LOOK = """
+from tests.test_workers import *
+kind = multiprocessing.get_context("spawn").Process
+real = kind.start
+
+def start_and_look(process):
+    real(process)
+    with open(f"/proc/{process.pid}/status") as file:
+        blocked = next(line for line in file if line.startswith("SigBlk"))
+    print(int(blocked.split()[1], 16) >> signal.SIGINT - 1 & 1)
+
+kind.start = start_and_look
+list(spread([1, 2], 2, start, ()))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells there which signals are blocked")
+def test_no_process_starts_with_ctrl_c_let_through():
+    done = subprocess.run([sys.executable, "-c", LOOK], stdout=subprocess.PIPE, text=True)  # where none was before
+    assert done.stdout == "1\n1\n"
 
 
 def test_processes_end_with_a_parent_that_is_killed():

@@ -133,6 +133,11 @@ def _results(runner, jobs, args, results, refuse):
 
 def _worker(study, args, folder, results):
     """In a process of `spread`: what makes a job its line; what it prints goes into output.txt in the run's folder."""
+    import threading
+
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is one for many processes, which outlives one that is killed
 
     def refuse(problem):
         raise Refused(problem)
