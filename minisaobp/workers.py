@@ -116,6 +116,8 @@ def _serve(connection, start, arguments):
             work = work or start(*arguments)
             answer = "done", work(job)
             busy = False
+        except KeyboardInterrupt:  # also of a job that has its own way with Ctrl-C
+            answer = "stopped", None
         except Refused as refusal:
             answer = "refused", str(refusal)
         except (MemoryError, OSError) as error:  # too little memory, a full disk: the machine's fault
