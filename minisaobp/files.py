@@ -73,7 +73,13 @@ def write_json(path, value):
 
 def append_json(path, value):
     """A line of JSON at the end of a file, on the disk when this returns; half of it may be there after a crash."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(value, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(value, allow_nan=False) + "\n"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is None:  # a full disk: which file does not fit on it
+            error.filename = str(path)
+        raise

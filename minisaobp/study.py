@@ -5,7 +5,7 @@ The stages of a study: "search" tries every learning rate of the file with every
 "run" trains every arm with every seed, at the rate that its search found best; "finetune" takes the best model of these
 runs to tasks; "check" and "check-finetune" are short runs for `--check` to repeat. An arm is one way of training: an
 attention, or any options of `train` and `pretrain`. Its option `patch` names a Python file beside the study's whose
-context manager `patched()` is open during its runs: for what belongs to one study and not into the package.
+context manager `patched()` is open during its runs, for what belongs to one study and not into the package: `patch.py`.
 """
 
 import math
@@ -35,13 +35,13 @@ class Job(NamedTuple):
 
     @property
     def name(self):
-        rate = f", rate {self.options['rate']:g}" if self.stage == "search" else ""
+        rate = f", rate {self.options['rate']}" if self.stage == "search" else ""
         task = f"{self.task}, " if self.task else ""
         return f"{self.stage}: {task}{self.arm}{rate}, seed {self.seed}"
 
     @property
     def folder(self):
-        rate = f"-rate-{self.options['rate']:g}" if self.stage == "search" else ""
+        rate = f"-rate-{self.options['rate']}" if self.stage == "search" else ""
         task = f"{self.task}-" if self.task else ""
         return f"{self.stage}/{task}{self.arm}{rate}-seed-{self.seed}"
 
@@ -94,6 +94,11 @@ class Study(NamedTuple):
             return [self._finetune(stage, arm, seed, tuned, "check") for seed in seeds if tuned]
         return []
 
+    def trained(self, job, results=()):
+        """The run whose model a job fine-tunes."""
+        stage = {"finetune": "run", "check-finetune": "check"}[job.stage]
+        return next(model for model in self.jobs(stage, results) if model.folder == job.options["checkpoint"])
+
     def _job(self, stage, arm, seed, **changes):
         options = self.settings | self.arms[arm] | changes | {"seed": seed}
         patch = options.pop("patch", None)
@@ -130,16 +135,15 @@ def study_of(table):
                 raise ValueError(f"variants: expected each once, got {arm} twice")
             arms[arm] = {"variant": variant} | ({} if lam is None else {"lam": lam})
     for name, options in _table(table, "arms").items():
-        if name in arms or not isinstance(options, dict) or not name.replace("-", "").replace("_", "").isalnum():
+        taken = name.lower() in map(str.lower, arms)  # in a folder's name some systems tell no case
+        if taken or not isinstance(options, dict) or not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"arms.{name}: expected options under a new name of letters, digits, - and _")
         arms[name] = options
     if not arms:
         raise ValueError("variants: expected at least one, or an arm")
     settings = _table(table, "settings")
     for where, options in [("settings", settings), *((f"arms.{name}", options) for name, options in arms.items())]:
-        for option in ("seed", "out", "device", "precision", *["rate"] * ("search" in table)):
-            if option in options:
-                raise ValueError(f"{where}.{option}: not an option of one run of a study, which decides it")
+        _refuse_own(where, options, *["rate"] * ("search" in table))
         if not isinstance(options.get("patch", ""), str):
             raise ValueError(f"{where}.patch: expected the name of a file, got {options['patch']!r}")
     baseline = table.get("baseline", "original" if "original" in arms else next(iter(arms)))
@@ -149,6 +153,8 @@ def study_of(table):
         numbers[name] = table.get(name, default)
         if type(numbers[name]) is not int or numbers[name] < 0:
             raise ValueError(f"{name}: expected a whole number >= 0, got {numbers[name]!r}")
+    if numbers["graphs"] > numbers["sequences"]:
+        raise ValueError(f"graphs: expected at most the {numbers['sequences']} sequences, got {numbers['graphs']}")
     seeds = _list(table, "seeds", int, [0])
     search, check = _stage(table, "search", "rates"), _stage(table, "check", "arm")
     if search:
@@ -158,10 +164,17 @@ def study_of(table):
     if check:
         if check["arm"] not in list(arms):
             raise ValueError(f"check.arm: expected one of {', '.join(arms)}, got {check['arm']!r}")
-        if not isinstance(check.get("finetune", {}), dict):
-            raise ValueError(f"check.finetune: expected a table, got {check['finetune']!r}")
+        _refuse_own("check", check, "patch")
+        _refuse_own("check.finetune", _table(check, "finetune", "check."), "checkpoint")
     finetune = _finetune_of(table, arms, seeds) if "finetune" in table else None
     return Study(arms, settings, seeds, baseline, **numbers, search=search, finetune=finetune, check=check)
+
+
+def _refuse_own(where, options, *more):
+    """What the study decides itself is no option of its runs."""
+    for option in ("seed", "out", "device", "precision", *more):
+        if option in options:
+            raise ValueError(f"{where}.{option}: not an option of one run of a study, which decides it")
 
 
 def _stage(table, name, own):
@@ -187,16 +200,17 @@ def _finetune_of(table, arms, seeds):
         for value in stage[name]:
             if value not in all_of_them:
                 raise ValueError(f"finetune.{name}: expected some of {', '.join(map(str, all_of_them))}, got {value!r}")
-    _table(stage, "settings")
-    for task in _table(stage, "tasks"):
-        _table(stage["tasks"], task)
+    _refuse_own("finetune.settings", _table(stage, "settings", "finetune."), "task", "checkpoint")
+    for task in _table(stage, "tasks", "finetune."):
+        where = "finetune.tasks."
+        _refuse_own(where + task, _table(stage["tasks"], task, where), "task", "checkpoint")
     return stage
 
 
-def _table(table, key):
+def _table(table, key, where=""):
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise ValueError(f"{key}: expected a table, got {value!r}")
+        raise ValueError(f"{where}{key}: expected a table, got {value!r}")
     return value
 
 
@@ -211,11 +225,13 @@ def _list(table, key, kinds, default):
 
 
 def best_rate(study, arm, results):
-    """The learning rate of the lowest mean loss over the seeds of the search; that of a failed run is infinite."""
+    """The learning rate of the lowest mean loss over the seeds of the search; that of a failed run is infinite. Among
+    equals, and where every run has failed, it is the lowest, which is the least likely to diverge in a longer run.
+    """
     losses = {}
     for line in results:
-        if (line["stage"], line["arm"]) == ("search", arm) and line["configuration"]["rate"] in study.search["rates"]:
+        if (line["stage"], line["arm"]) == ("search", arm) and line["seed"] in study.search["seeds"]:
             found = math.inf if line["failed"] else line["measures"]["held_out_loss"]
             losses.setdefault(line["configuration"]["rate"], []).append(found)
-    # before the search nothing is known: the first is as good as any to check the options with
-    return min(study.search["rates"], key=lambda rate: float(np.mean(losses.get(rate, [math.inf]))))
+    # before the search nothing is known, and any would do to check the options with
+    return min(sorted(study.search["rates"]), key=lambda rate: float(np.mean(losses.get(rate, [math.inf]))))

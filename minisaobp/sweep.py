@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import write_whole
-from .study import best_rate
+from .study import STAGES, Job, best_rate
 
 # what the table compares: of the last evaluation; those by layer as the mean over layers
 MEASURES = (
@@ -22,6 +22,10 @@ MEASURES = (
     "sparsity",
 )
 RESAMPLES = 10_000
+LINE = {  # what a line must have
+    "stage": str, "arm": str, "seed": int, "configuration": dict, "text": str | None, "curves": list, "measures": dict,
+    "failed": str | None,
+}  # fmt: skip
 
 
 def read_results(path):
@@ -41,26 +45,61 @@ def read_results(path):
     lines, runs = [], {}
     for number, text in enumerate(whole.splitlines(), 1):
         try:
-            line = json.loads(text)
-            if not {"stage", "arm", "seed", "configuration", "text", "curves", "measures", "failed"} <= line.keys():
-                raise ValueError("keys are missing")
-        except (ValueError, AttributeError) as error:
+            line = _checked(json.loads(text))
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: expected the JSON of one run ({error})") from None
-        first = runs.setdefault(_run_of(line["stage"], line["arm"], line["seed"], line["configuration"]), number)
+        first = runs.setdefault(_run_of_line(line), number)
         if first != number:
             raise ValueError(f"{path}, line {number}: the run of line {first} once more; expected one line for each")
         lines.append(line)
     return lines, len(whole)
 
 
-def _run_of(stage, arm, seed, configuration):
+def _checked(line):
+    """The same line. Raises ValueError if somebody has made something else of it."""
+    if not isinstance(line, dict) or not LINE.keys() <= line.keys():
+        raise ValueError("keys are missing")
+    for name, kind in LINE.items():
+        if not isinstance(line[name], kind):
+            raise ValueError(f"{name} is {line[name]!r}")
+    needed = [] if line["failed"] else ["dev_score" if task_of(line) else "held_out_loss"]
+    if missing := [name for name in needed if name not in line["measures"]]:
+        raise ValueError(f"measures has no {missing[0]}")
+    if line["stage"] == "search" and type(line["configuration"].get("rate")) is not float:
+        raise ValueError("configuration has no rate")
+    for name, value in line["measures"].items():
+        try:
+            good = np.isfinite(np.mean(value))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise ValueError(f"{name} is {value!r}")
+    return line
+
+
+def _run_of(stage, arm, seed, options):
     """What makes a run another one of the study."""
-    return stage, arm, seed, configuration.get("task"), configuration["rate"] if stage == "search" else None
+    return stage, arm, seed, options.get("task"), options["rate"] if stage == "search" else None
+
+
+def _run_of_line(line):
+    return _run_of(line["stage"], line["arm"], line["seed"], line["configuration"])
+
+
+def _run_of_job(job):
+    return _run_of(job.stage, job.arm, job.seed, job.options)
+
+
+def line_of(job, results):
+    """The line of that run, None if there is none."""
+    return next((line for line in results if _run_of_line(line) == _run_of_job(job)), None)
 
 
 def cut_results(path, size):
     """Make the file end with a line: without the half of one that a killed run has left behind."""
     if Path(path).exists():
+        with open(path, "ab"):  # refused now rather than after the first run
+            pass
         before = Path(path).read_bytes()
         content = before[:size] + b"\n" * (size > 0 and not before[:size].endswith(b"\n"))
         if content != before:
@@ -72,18 +111,19 @@ def result_of(job, configuration, results):
 
     Raises ValueError if there is one with other settings: the two must not be mixed.
     """
-    for line in results:
-        recorded, asked = line["configuration"], _run_of(job.stage, job.arm, job.seed, configuration)
-        if _run_of(line["stage"], line["arm"], line["seed"], recorded) != asked:
-            continue
-        for key in sorted(recorded.keys() | configuration.keys()):
-            if recorded.get(key) != configuration.get(key):
-                raise ValueError(
-                    f"{job.name} was run with {key} = {recorded.get(key)!r}, now it is {configuration.get(key)!r}; "
-                    "change it back, or put the results elsewhere"
-                )
-        return line
-    return None
+    line = line_of(job, results)
+    if line is None:
+        return None
+    recorded = line["configuration"]
+    if recorded.get("patch") is not None:  # which older lines name only
+        recorded = {"patch_sha256": configuration.get("patch_sha256")} | recorded
+    for key in sorted(recorded.keys() | configuration.keys()):
+        if recorded.get(key) != configuration.get(key):
+            raise ValueError(
+                f"{job.name} was run with {key} = {recorded.get(key)!r}, now it is {configuration.get(key)!r}; "
+                "change it back, or put the results elsewhere"
+            )
+    return line
 
 
 def task_of(line):
@@ -98,6 +138,12 @@ def final_measures(curves):
     return numbers | last.get("measures", {})
 
 
+def _deviation(numbers):
+    """Standard deviation of a sample; None of fewer than two."""
+    with np.errstate(over="ignore"):  # infinite, of the perplexities of runs that all but diverge
+        return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+
+
 def bootstrap_interval(differences, resamples=RESAMPLES):
     """95% percentile bootstrap interval of the mean of differences, one per seed; None of fewer than two.
 
@@ -110,11 +156,26 @@ def bootstrap_interval(differences, resamples=RESAMPLES):
     return np.quantile(np.asarray(differences)[rows].mean(axis=1), [0.025, 0.975]).tolist()
 
 
+def _split(study, results):
+    """The lines of the runs that the study has, and those of others, which it had."""
+    runs = {_run_of_job(job) for stage in STAGES for job in study.jobs(stage, results)}
+    parts = [], []
+    for line in results:
+        parts[_run_of_line(line) not in runs].append(line)
+    return parts
+
+
+def _name(line):
+    """That of its Job."""
+    return Job(line["stage"], line["arm"], line["seed"], line["configuration"]).name
+
+
 def compare_arms(study, results):
     """A row for every measure and arm: mean and standard deviation over seeds, the mean difference to the baseline over
-    the seeds that both have, and its bootstrap interval. Runs that failed are counted and have no part in it.
+    the seeds that both have, and its bootstrap interval. Runs that failed are counted and have no part in it, runs that
+    the study no longer has are left out.
     """
-    rows = []
+    rows, results = [], _split(study, results)[0]
     tasks = [] if study.finetune is None else study.finetune["tasks"]
     for stage, task, measure in [*(("run", None, m) for m in MEASURES), *(("finetune", t, "dev_score") for t in tasks)]:
         lines_of = [r for r in results if r["stage"] == stage and task_of(r) == task]
@@ -135,7 +196,7 @@ def compare_arms(study, results):
                     "runs": len(numbers),
                     "failed": sum(r["failed"] is not None for r in of_arm[arm]),
                     "mean": float(np.mean(numbers)) if numbers else None,
-                    "deviation": float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
+                    "deviation": _deviation(numbers),
                     "pairs": len(pairs),
                     "difference": float(np.mean(pairs)) if pairs else None,
                     "interval": bootstrap_interval(pairs),
@@ -169,23 +230,24 @@ def table(study, rows, results):
         "and sparsity are means over layers and heads. Differences are paired by seed; the intervals are percentile "
         "bootstraps over seeds, which are too narrow where seeds are few."
     ]
+    own, others = _split(study, results)
     if study.search:
         search, best = study.search, {arm: best_rate(study, arm, results) for arm in study.arms}
         ends = (min(search["rates"]), max(search["rates"]))
-        rates = ", ".join(f"{arm} {rate:g}{' (an end of the range)' * (rate in ends)}" for arm, rate in best.items())
+        learned = {r["arm"] for r in own if r["stage"] == "search" and not r["failed"]}
+        rates = ", ".join(
+            f"{arm} {rate:g}{' (an end of the range)' * (rate in ends)}"
+            if arm in learned
+            else f"{arm} {rate:g} (none is the best: every run of its search failed)"
+            for arm, rate in best.items()
+        )
         notes.append(
             f"Learning rates: the best of {', '.join(f'{rate:g}' for rate in search['rates'])} after {search['steps']} "
             f"steps, mean over {len(search['seeds'])} seed(s), the same search for every arm: {rates}."
         )
-    failed = [
-        f"- {r['stage']}: {f'{task_of(r)}, ' * (task_of(r) is not None)}{r['arm']}, seed {r['seed']}: {r['failed']}"
-        for r in results
-        if r["failed"]
-    ]
-    others = [r for r in results if r["arm"] not in study.arms]
+    failed = [f"- {_name(line)}: {line['failed']}" for line in results if line["failed"]]
     if others:
-        arms = ", ".join(dict.fromkeys(r["arm"] for r in others))
-        notes.append(f"Not in the table: {len(others)} runs of arms that the study no longer has ({arms}).")
+        notes.append(f"Not in the table, for the study no longer has them: {'; '.join(map(_name, others))}.")
     if failed:
         notes.append("\n".join(["Failed, and in no mean:", "", *failed]))
     return "\n".join([*lines, "", "\n\n".join(notes), ""])

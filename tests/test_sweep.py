@@ -16,7 +16,7 @@ from minisaobp import cli, diagnose
 from minisaobp.commands import train
 from minisaobp.files import alone_in
 from minisaobp.study import study_of
-from minisaobp.sweep import bootstrap_interval, compare_arms, cut_results, read_results
+from minisaobp.sweep import bootstrap_interval, compare_arms, cut_results, read_results, table
 from tests.training.test_run import without_seconds
 
 SETTINGS = """
@@ -63,6 +63,10 @@ arm = "high"
 seeds = [8, 9]
 steps = 2
 """
+
+
+def write_lines(folder, lines):
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,9 @@ def test_check_repeats_what_is_recorded(finished, capsys, tmp_path):
     config, lines = finished
     before = (config.parent / "results.jsonl").read_bytes()
     assert sweep(config, "--check") == lines and "Every number lies within" in capsys.readouterr().out
+    assert sweep(config, "--check", "--workers", "2") == lines
+    out = capsys.readouterr().out
+    assert "Every number lies within" in out and "step 2: " not in out  # which the processes say elsewhere
     assert (config.parent / "results.jsonl").read_bytes() == before
     (tmp_path / "config.toml").write_text(config.read_text())
     changed = json.loads(json.dumps(lines))
@@ -131,6 +138,15 @@ def test_check_repeats_what_is_recorded(finished, capsys, tmp_path):
     )
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
     refused(tmp_path / "config.toml", "has not all runs of the stage check", capsys, "--check")
+    for value in (-5.0, 50.0):  # altered in one line alone: it must not widen what it is judged by
+        changed = json.loads(json.dumps(lines))
+        changed[-1]["measures"]["held_out_loss"] = value
+        (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+        refused(tmp_path / "config.toml", "runs differ by: held_out_loss of seed 9", capsys, "--check")
+    changed = json.loads(json.dumps(lines))
+    del changed[-1]["measures"]["gtd"], changed[-2]["measures"]["gtd"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    refused(tmp_path / "config.toml", "runs differ by: gtd of seed 8, gtd of seed 9", capsys, "--check")
 
 
 def refused(config, message, capsys, *more):
@@ -184,6 +200,13 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("[arms.a]\npatch = 3", "arms.a.patch: expected the name of a file, got 3"),
         ("[arms.a]\npatch = 'a/b.py'", "expected a Python file beside the study's, found no a/b.py"),
         ("[arms.a]\npatch = 'b.py'", "run: a, seed 0: patch: expected a Python file beside the study's, found no b.py"),
+        ("variants = ['high']\n[arms.High]\nlam = 3", "arms.High: expected options under a new name"),
+        ("variants = ['high']\nprefixes = 3", "prefixes: of decoders alone, and the study has none"),
+        ("variants = ['high']\nsequences = 2\ngraphs = 3", "graphs: expected at most the 2 sequences, got 3"),
+        ("[arms.a]\n[check]\narm = 'a'\nseeds = [1]\nsteps = 1\ndevice = 'gpu'", "check.device: not an option of one"),
+        ("[arms.a]\n[check]\narm = 'a'\nseeds = [1]\nsteps = 1\npatch = 'a.py'", "check.patch: not an option of one"),
+        ("[arms.a]\n[finetune.settings]\nseed = 3\n[finetune.tasks.rte]", "finetune.settings.seed: not an option of"),
+        ("[arms.a]\n[finetune.tasks.rte]\ncheckpoint = 'a'", "finetune.tasks.rte.checkpoint: not an option of one"),
         ("[arms.a]\n[finetune]\narms = ['a']", "finetune: expected tasks, arms, seeds and settings, got arms"),
         ("[arms.a]\n[finetune]\narms = ['b']\n[finetune.tasks.rte]", "finetune.arms: expected some of a, got 'b'"),
         ("[arms.a]\n[finetune]\nseeds = [7]\n[finetune.tasks.rte]", "finetune.seeds: expected some of 0, got 7"),
@@ -212,6 +235,25 @@ def test_bad_results_are_one_line(tmp_path, capsys):
     config.write_text(config.read_text() + "[arms.a]\npatch = 'a.py'\n")
     (tmp_path / "a.py").write_text("patch = None\n")
     refused(config, "run: a, seed 0: patch: expected a context manager patched() in", capsys)
+
+
+def test_what_cannot_be_written_is_said_before_any_work(tmp_path, capsys):
+    config = write_study(tmp_path, "variants = ['original']")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "table.md").mkdir()
+    refused(config, "argument CONFIG.TOML: table.md is a folder in ", capsys)
+    (tmp_path / "table.md").rmdir()
+    (tmp_path / "runs").rmdir()
+    (tmp_path / "runs").touch()
+    refused(config, "argument --runs: expected a folder that can be written, got '", capsys)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anything")
+def test_read_only_results_are_said_before_any_work(finished, tmp_path, capsys):
+    config = write_study(tmp_path, "variants = ['original']")
+    (tmp_path / "results.jsonl").touch(0o444)
+    (tmp_path / "runs").mkdir()
+    refused(config, "Permission denied", capsys)
 
 
 def test_two_sweeps_of_one_study_are_not_at_work_at_once(finished, capsys):
@@ -490,7 +532,8 @@ def test_means_deviations_and_paired_differences():
     base, high = rows["held_out_loss", "original"], rows["held_out_loss", "high"]
     assert (base["mean"], base["runs"], base["difference"], base["interval"]) == (30, 3, None, None)
     assert base["deviation"] == pytest.approx(np.sqrt((400 + 100 + 900) / 2))
-    assert (high["runs"], high["failed"], high["pairs"], high["difference"]) == (3, 1, 2, -1.5)  # of -1 and -2
+    assert (high["runs"], high["failed"], high["pairs"], high["difference"]) == (2, 1, 2, -1.5)  # of -1 and -2
+    assert high["mean"] == 13.5 and "no longer has them: run: high, seed 3." in table(study, rows.values(), results)
     assert high["interval"] == [-2, -1] and rows["gtd", "high"]["difference"] == -1.5
     alone = compare_arms(study, [line("high", 0, 9.0)])
     assert [row["difference"] for row in alone] == [None] * 4 and alone[1]["deviation"] is None
@@ -525,3 +568,45 @@ def test_half_a_line_is_left_out_and_a_broken_one_is_named(tmp_path):
     path.write_text(whole + whole[:10])
     cut_results(path, len(whole))
     assert path.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "1"}, "seed is '1'"),
+        ({"arm": ["high"]}, "arm is ['high']"),
+        ({"configuration": []}, "configuration is []"),
+        ({"stage": "search"}, "configuration has no rate"),
+        ({"measures": {}}, "measures has no held_out_loss"),
+        ({"measures": {"held_out_loss": 1.0, "gtd": "high"}}, "gtd is 'high'"),
+        ({"measures": {"held_out_loss": float("nan")}}, "held_out_loss is nan"),
+        ({"measures": {"held_out_loss": 1.0}, "configuration": {"task": "rte"}}, "measures has no dev_score"),
+    ],
+)
+def test_a_line_that_somebody_has_edited_is_named(tmp_path, change, message):
+    write_lines(tmp_path, [line("high", 0, 1.0) | {"text": None, "curves": []} | change])
+    with pytest.raises(ValueError) as raised:
+        read_results(tmp_path / "results.jsonl")
+    assert f"line 1: expected the JSON of one run ({message})" in str(raised.value)
+
+
+def searched(arm, rate, loss, failed=None, seed=7):
+    return line(arm, seed, loss, failed) | {"stage": "search", "configuration": {"rate": rate}}
+
+
+def test_the_best_rate_is_that_of_the_search_as_it_is_now():
+    study = study_of({"variants": ["original", "high"], "search": {"rates": [3.0, 1.0, 2.0], "seeds": [7], "steps": 1}})
+    results = [searched("original", rate, loss) for rate, loss in ((3.0, 9.0), (1.0, 8.0), (2.0, 8.0))]
+    results += [searched("original", 1.0, 0.0, seed=6)]  # of a seed that is no longer searched with
+    results += [searched("high", rate, 0, "diverges") for rate in (3.0, 1.0, 2.0)]
+    assert [job.options["rate"] for job in study.jobs("run", results)] == [1.0, 1.0]
+    text = table(study, compare_arms(study, results), results)
+    assert "original 1 (an end of the range), high 1 (none is the best: every run of its search failed)" in text
+    assert "- search: high, rate 2.0, seed 7: diverges" in text
+    assert "no longer has them: search: original, rate 1.0, seed 6." in text
+
+
+def test_huge_perplexities_make_no_warning():
+    study = study_of({"variants": ["high"], "seeds": [0, 1]})
+    results = [line("high", seed, 0) | {"measures": {"held_out_perplexity": 1e304 * (seed + 1)}} for seed in (0, 1)]
+    assert compare_arms(study, results)[0]["deviation"] == np.inf

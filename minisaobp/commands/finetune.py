@@ -109,6 +109,15 @@ def check_files(asked, fail):
             fail(f"argument --data: {asked['data']} has no {task.where(split)} (plain, .gz or .xz)")
 
 
+def check_model(asked, config, directory, fail):
+    """Refuse the Config of a model that cannot be fine-tuned as it was asked for; directory: where it is."""
+    positions = config.max_position_embeddings
+    if config.model_type != "bert":
+        fail(f"argument --checkpoint: expected an encoder, {directory} is a decoder (evaluate --zero-shot scores one)")
+    if asked["length"] is not None and asked["length"] > positions:
+        fail(f"argument --length: expected at most the model's {positions} positions, got {asked['length']}")
+
+
 def splits_of(asked, fail):
     """{split: Split} of the task that a run asks for."""
     from ..text.tasks import TASKS
@@ -222,15 +231,11 @@ def model_of(asked, going_on, xp, fail):
     last = Path(asked["out"]) / "last"
     again = going_on and last.is_dir()  # the run's own, which has the head
     model, tokenizer, directory = options.opened(last if again else asked["checkpoint"], fail)
-    positions = model.config.max_position_embeddings
-    if model.config.model_type != "bert":
-        fail(f"argument --checkpoint: expected an encoder, {directory} is a decoder (evaluate --zero-shot scores one)")
-    if asked["length"] is not None and asked["length"] > positions:
-        fail(f"argument --length: expected at most the model's {positions} positions, got {asked['length']}")
+    check_model(asked, model.config, directory, fail)
     if not again:
         labels = 1 if task.head == "regression" else len(task.labels) if task.head == "classification" else 2
         model = model.with_head(task.head, np.random.default_rng([asked["seed"], 0]), labels)
-    length = asked["length"] or min(task.length, positions)
+    length = asked["length"] or min(task.length, model.config.max_position_embeddings)
     options.check_memory(model.config, asked["batch"] * (4 if task.head == "multiple_choice" else 1), length, xp, fail)
     return model, tokenizer, length
 

@@ -163,17 +163,19 @@ def check_memory(config, batch, length, xp, fail):
         )
 
 
-def writable_folder(path, names, fail):
-    """The folder `path`, made if it is not there, in which a file could be made just now and files can have `names`."""
+def writable_folder(path, names, fail, what="argument --out"):
+    """The folder `path`, made if it is not there, in which a file could be made just now and files can have `names`.
+
+    what: says where the path is from."""
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        fail(f"argument --out: expected a folder that can be written, got {path!r} ({error.strerror})")
+        fail(f"{what}: expected a folder that can be written, got {str(path)!r} ({error.strerror})")
     for name in names:
         if (Path(path) / name).is_dir():
-            fail(f"argument --out: {name} is a folder in {path!r}, expected a file or nothing")
+            fail(f"{what}: {name} is a folder in {str(path)!r}, expected a file or nothing")
     return Path(path)
 
 

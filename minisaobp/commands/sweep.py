@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ..workers import Refused, spread
-from . import options
+from . import options, train
 from .sweep_runs import Runner
 
 NAME, HELP = "sweep", "all runs of a study (variants, lambdas, rivals, seeds), and one table of them"
@@ -58,10 +58,13 @@ def _run(args, fail, held):
     for stage in STAGES:  # before any work
         for job in study.jobs(stage, results):
             runner.check_options(job)
+    if study.prefixes and not any(train.is_causal(runner.asked(job)) for job in study.jobs("run", results)):
+        refuse("prefixes: of decoders alone, and the study has none")
     if args.check:
         _check(study, args, results, results_path, fail)
         return
-    options.writable_folder(folder, (), fail)
+    options.writable_folder(path.parent, (results_path.name, table_path.name), fail, "argument CONFIG.TOML")
+    options.writable_folder(folder, (), fail, "argument --runs")
     if not folder.samefile(path.parent):
         _keep_others_out(held, folder, fail)
     cut_results(results_path, size)
@@ -100,9 +103,13 @@ def _train_again(runner, study, jobs, args, results, refuse):
     wanted = {job.options["checkpoint"] for job in jobs if job.task}
     trained = [job for stage in ("run", "check") for job in study.jobs(stage, results) if job.folder in wanted]
     recorded = {job.folder: result_of(job, runner.configuration(job), results) for job in trained}
-    missing = [job for job in trained if not runner.has_model(job, recorded[job.folder])]
+    missing = [
+        job for job in trained if not recorded[job.folder]["failed"] and not runner.has_model(job, recorded[job.folder])
+    ]
     for number, (job, line) in enumerate(_results(runner, missing, args, results, refuse), 1):
         before = recorded[job.folder]
+        if line["failed"]:
+            refuse(f"{job.name}, trained again for its tasks: {line['failed']}; recorded: {_summary(before)}")
         runner.forget_checkpoints(job)
         same = "as recorded" if line["measures"] == before["measures"] else f"recorded: {_summary(before)}"
         print(f"[again: {number} of {len(missing)}] {job.name}: {_summary(line)}, {same}", flush=True)
@@ -187,17 +194,38 @@ def _check(study, args, results, path, fail):
             fail(f"{path}: {error}")
         if any(line is None or line["failed"] for lines in recorded for line in lines):
             fail(f"argument --check: {path} has not all runs of the stage check; run the study first")
+        now = []
         for jobs, lines in zip(stages, recorded, strict=True):
-            for job, before in zip(jobs, lines, strict=True):
-                now = runner.result(job, results)
-                for measure in before["measures"]:
-                    values = [runner.mean(line, measure) for line in lines]
-                    most, was = max(values) - min(values), runner.mean(before, measure)
-                    found = None if now["failed"] else runner.mean(now, measure)
-                    good = found is not None and abs(found - was) <= most
-                    verdict = "yes" if good else "NO"
-                    print(f"{job.name}: {measure} {found}, recorded {was}, seeds differ by {most:.3g}: {verdict}")
-                    wrong += [] if good else [f"{measure} of seed {job.seed}"]
+            found = {job.folder: line for job, line in _results(runner, jobs, args, [*now, *results], fail)}
+            again = [found[job.folder] for job in jobs]
+            now += again
+            wrong += _differences(jobs, lines, again)
     if wrong:
         fail(f"--check: not within what the recorded runs differ by: {', '.join(wrong)}")
     print("Every number lies within what the recorded runs differ by")
+
+
+def _differences(jobs, recorded, again):
+    """Print how two series of the same runs compare; those measures of them that differ by more than seeds do.
+
+    By how much seeds differ is the smaller spread of the two series, so that a number that was altered in one does not
+    vouch for itself.
+    """
+    wrong = []
+    for measure in dict.fromkeys(name for line in (*recorded, *again) for name in line["measures"]):
+        series = [[_mean(line, measure) for line in lines] for lines in (recorded, again)]
+        known = [[value for value in values if value is not None] for values in series]
+        spread = min(max(values, default=0) - min(values, default=0) for values in known)
+        for job, was, found in zip(jobs, *series, strict=True):
+            good = None not in (was, found) and abs(found - was) <= spread
+            verdict = "yes" if good else "NO"
+            print(f"{job.name}: {measure} {found}, recorded {was}, seeds differ by {spread:.3g}: {verdict}")
+            wrong += [] if good else [f"{measure} of seed {job.seed}"]
+    return wrong
+
+
+def _mean(line, measure):
+    """Of what is one number or one by layer; None if the line does not have it."""
+    import numpy as np
+
+    return float(np.mean(line["measures"][measure])) if measure in line["measures"] else None

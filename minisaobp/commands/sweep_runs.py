@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ class Runner:
         self.commit = commit()  # now: at the end of a run the checkout may be at another one
         self.xp = options.device_library(args, fail)
         self.texts = {}  # tokenised once for all runs
+        self.patches = {}  # read once for all runs
         self.examples = None, None  # of the last task, and what they are of
 
     def asked(self, job):
@@ -36,9 +36,11 @@ class Runner:
     def check_options(self, job):
         asked = self.asked(job)
         refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
-        self.patched(job)
+        self.patch(job)
         if job.task:
             finetune.check_files(asked, refuse)
+            of_model = self.asked(self.study.trained(job))
+            finetune.check_model(asked, train.model_of(of_model, 2**16, refuse)[0], of_model["out"], refuse)
         else:
             config, _ = train.model_of(asked, 2**16, refuse)
             options.check_memory(config, asked["batch"], asked["length"], self.xp, refuse)
@@ -48,18 +50,26 @@ class Runner:
         paths = finetune.PATHS if job.task else train.PATHS
         asked = self.asked(job) | {name: job.options.get(name) for name in paths}
         configuration = {name: value for name, value in asked.items() if name not in ("out", "device", "precision")}
-        return configuration | ({} if job.patch is None else {"patch": job.patch})
+        return configuration | ({} if job.patch is None else {"patch": job.patch}) | self.identity(job)
+
+    def identity(self, job):
+        """What makes a run another one beside its options and its text: the content of its patch."""
+        return {} if job.patch is None else {"patch_sha256": self.patch(job).sha256}
 
     def result(self, job, results):
         """Train, or go on, in its folder: the line of that run. results: the lines of other runs."""
         from ..results import environment
+        from ..sweep import line_of
         from ..training.run import Interrupted, lines_until
 
         folder = self.folder / job.folder
         folder.mkdir(parents=True, exist_ok=True)
         sittings, failed = self.sittings(job), None
+        in_force = contextlib.nullcontext() if job.patch is None else self.patch(job).open()
         try:
-            with self.patched(job):
+            if job.task and (problem := line_of(self.study.trained(job, results), results)["failed"]):
+                raise FloatingPointError(f"its model failed: {problem}")
+            with in_force:
                 text, curves, measures = (self.tuned if job.task else self.trained)(job, folder, results)
         except ValueError as error:
             self.fail(f"{job.name}: {error}")
@@ -67,7 +77,7 @@ class Runner:
             failed, measures, curves = str(error), {}, lines_until(folder / "metrics.jsonl", float("inf"))
             text = None
         except Interrupted as interrupt:
-            print(f"\n{interrupt}\nThe same command goes on.", file=sys.stderr)
+            print(f"\n{interrupt}\nThe same command goes on." if not self.args.check else "", file=sys.stderr)
             raise
         return {
             "stage": job.stage,
@@ -96,18 +106,16 @@ class Runner:
         write_json(path, [*before, now])
         return [*before, now]
 
-    def patched(self, job):
-        """The context that the study's own Python file makes."""
-        if job.patch is None:
-            return contextlib.nullcontext()
-        path = Path(self.args.config).parent / job.patch
-        if not path.is_file():
-            self.fail(f"{job.name}: patch: expected a Python file beside the study's, found no {job.patch}")
-        try:
-            return runpy.run_path(str(path))["patched"]()
-        except Exception as error:  # whatever the file does
-            problem = f"{type(error).__name__}: {error}"
-            self.fail(f"{job.name}: patch: expected a context manager patched() in {path} ({problem})")
+    def patch(self, job):
+        """The Patch of a run, None without one."""
+        from ..patch import Patch
+
+        if job.patch is not None and job.patch not in self.patches:
+            try:
+                self.patches[job.patch] = Patch(Path(self.args.config).parent, job.patch)
+            except ValueError as error:
+                self.fail(f"{job.name}: patch: {error}")
+        return self.patches.get(job.patch)
 
     def trained(self, job, folder, results):
         """Fingerprint of the text, curves and final measures of a language model."""
@@ -116,7 +124,7 @@ class Runner:
         asked = self.asked(job)
         text = self.text(asked)
         self.check_text(job, text.fingerprint, results)
-        checkpoint, about = self.stopped(job, {"options": asked, "text": text.fingerprint}, folder)
+        checkpoint, about = self.stopped(job, {"options": asked, "text": text.fingerprint} | self.identity(job), folder)
         curves = train.train_in_folder(asked, text, folder, self.xp, self.fail, checkpoint, about, self.measures(text))
         return text.fingerprint, curves, final_measures(curves) | self.of_decoder(curves, text, folder)
 
@@ -127,7 +135,7 @@ class Runner:
         splits = finetune.splits_of(asked, refuse)
         fingerprint = finetune.fingerprint(splits)
         self.check_text(job, fingerprint, results)
-        checkpoint, about = self.stopped(job, {"options": asked, "data": fingerprint}, folder)
+        checkpoint, about = self.stopped(job, {"options": asked, "data": fingerprint} | self.identity(job), folder)
         model, tokenizer, length = finetune.model_of(asked, checkpoint is not None, self.xp, refuse)
         key = fingerprint, tokenizer.to_str(), length, asked["stride"]
         if self.examples[0] != key:
@@ -165,13 +173,13 @@ class Runner:
         return self.texts[key]
 
     def stopped(self, job, expected, folder):
-        """The checkpoint of this very run in the folder, and what it says of the run; None, None without one.
+        """The checkpoint of this very run in the folder, None without one, and what a checkpoint says of the run.
 
         expected: what it must say."""
         from ..training.checkpoint import find_checkpoint
 
         if not self.is_under_way(job):
-            return None, None
+            return None, expected
         file, described = find_checkpoint(folder)
         about = described["about"]
         moved = {name: expected["options"][name] for name in MOVED}
@@ -218,12 +226,6 @@ class Runner:
             found["whole_loss"] = evaluate(model, [batch]).loss
         return found
 
-    @staticmethod
-    def mean(line, measure):
-        import numpy as np
-
-        return float(np.mean(line["measures"][measure]))
-
     def checkpoints(self, job):
         from ..training.checkpoint import BEFORE, LATEST
 
@@ -245,6 +247,7 @@ class Runner:
         try:
             record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             elsewhere = {name: value for name, value in self.asked(job).items() if name in (*MOVED, *train.PATHS)}
-            return record["options"] | elsewhere == self.asked(job) and line["text"] in (None, record["text"])
+            same = record["options"] | elsewhere == self.asked(job) and self.identity(job).items() <= record.items()
+            return same and line["text"] in (None, record["text"])
         except (OSError, ValueError, KeyError, TypeError):
             return False

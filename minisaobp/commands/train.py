@@ -169,7 +169,7 @@ def tokenizer_of(asked, going_on, fail):
     try:
         last = os.path.join(asked["out"], "last")  # a run goes on with the tokenizer it began with
         tokenizer = load_tokenizer(last if going_on and os.path.isdir(last) else asked["tokenizer"])
-        _ = end_of_text(tokenizer) if _is_causal(asked) else SpecialTokens.of(tokenizer)  # which it must have
+        _ = end_of_text(tokenizer) if is_causal(asked) else SpecialTokens.of(tokenizer)  # which it must have
     except ValueError as error:
         fail(f"argument --tokenizer: {error}")
     return tokenizer
@@ -181,7 +181,7 @@ def text_of(asked, tokenizer):
 
     return read_dataset(
         asked["corpus"],
-        _is_causal(asked),
+        is_causal(asked),
         asked["length"],
         asked["vocabulary"],
         tokenizer,
@@ -274,7 +274,8 @@ def finished(asked, given, fail):
     return asked
 
 
-def _is_causal(asked):
+def is_causal(asked):
+    """Whether a decoder is asked for."""
     return asked["model"] == "decoder" or (asked["preset"] or "").startswith("gpt2")
 
 
