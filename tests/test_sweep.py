@@ -15,6 +15,7 @@ import pytest
 from minisaobp import cli, diagnose
 from minisaobp.commands import train
 from minisaobp.files import alone_in
+from minisaobp.nn import attention
 from minisaobp.study import study_of
 from minisaobp.sweep import bootstrap_interval, compare_arms, cut_results, read_results, table
 from tests.training.test_run import without_seconds
@@ -431,6 +432,31 @@ def test_a_patch_is_of_its_arm_alone_and_prefixes_show_a_leak(tmp_path, capsys):
     assert original["measures"]["word_perplexity"] > original["measures"]["held_out_perplexity"]
 
 
+def test_a_changed_patch_is_not_mixed_with_what_is_done(tmp_path, capsys, monkeypatch):
+    head = "variants = ['original']\nseeds = [0]\nsequences = 1\n[arms.own]\npatch = 'own.py'\n"
+    config = write_study(tmp_path, head)
+    (tmp_path / "own.py").write_text(PATCH)
+    with monkeypatch.context() as patch:
+        stop_at_evaluation(5, patch)  # the second of the arm with the patch
+        assert cli.main(["sweep", str(config), "--runs", str(tmp_path / "runs")]) == 130
+    (tmp_path / "own.py").write_text(PATCH + "# another\n")
+    refused(config, "own-seed-0 holds a run with other options", capsys)
+    (tmp_path / "own.py").write_text(PATCH)
+    lines = sweep(config)
+    assert len(lines[1]["configuration"]["patch_sha256"]) == 64
+    (tmp_path / "own.py").write_text(PATCH + "# another\n")
+    refused(config, "run: own, seed 0 was run with patch_sha256 = '", capsys)
+    del lines[1]["configuration"]["patch_sha256"]  # as older lines are
+    write_lines(tmp_path, lines)
+    assert sweep(config) == lines
+    (tmp_path / "own.py").write_text(PATCH + "\nattention.softmax = attention.softmax.__class__\n")
+    softmax = attention.softmax
+    try:
+        refused(config, "own.py leaves minisaobp.nn.attention.softmax changed outside patched()", capsys)
+    finally:
+        attention.softmax = softmax
+
+
 TASKS = """
 [finetune]
 seeds = [1]
@@ -466,6 +492,39 @@ def stop_at_evaluation(number, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(diagnose, "by_layer", by_layer)
+
+
+def test_a_failed_model_is_not_fine_tuned_and_listed(tmp_path, capsys):
+    data = write_tasks(tmp_path / "tasks")
+    wild = "[arms.wild]\nrate = 10.0\nweight_decay = 10.0\nwarmup = 0\nsteps = 40\n[arms.nothing]\npatch = 'nan.py'\n"
+    tuned = f"[finetune.settings]\ndata = {data!r}\nepochs = 1\n[finetune.tasks.rte]\n"
+    config = write_study(tmp_path, f"variants = ['original']\nbaseline = 'wild'\nseeds = [0]\n{wild}{tuned}")
+    nan = PATCH.replace("3 * scores + 1000, *rest[:-1]", "float('nan') * scores, *rest")
+    (tmp_path / "nan.py").write_text(nan.replace("refined_softmax", "softmax"))
+    lines = {(line["stage"], line["arm"]): line for line in sweep(config)}
+    assert [line["failed"] is None for line in lines.values()] == [True, False, False] * 2
+    for arm in ("wild", "nothing"):  # one has a model of before it diverged, one has none
+        failed = lines["finetune", arm]
+        assert failed["failed"] == f"its model failed: {lines['run', arm]['failed']}" and failed["measures"] == {}
+    table = (tmp_path / "table.md").read_text()
+    assert (
+        "| rte dev score       | wild     | 0 + 1 failed |" in table
+        and "- finetune: rte, nothing, seed 0: its" in table
+    )
+    shutil.rmtree(tmp_path / "runs")
+    write_lines(tmp_path, [line for line in lines.values() if line["stage"] == "run"])
+    capsys.readouterr()
+    sweep(config)
+    assert "[again: 1 of 1] run: original, seed 0" in capsys.readouterr().out  # those that failed are not tried again
+
+
+def test_what_cannot_be_fine_tuned_is_refused_before_it_is_trained(tmp_path, capsys):
+    data = write_tasks(tmp_path / "tasks")
+    tuned = f"[finetune.settings]\ndata = {data!r}\n[finetune.tasks.rte]\n"
+    head = f"variants = ['original']\n[arms.decoder]\nmodel = 'decoder'\n{tuned}"
+    refused(write_study(tmp_path, head), "finetune: rte, decoder, seed 0: argument --checkpoint: expected an e", capsys)
+    config = write_study(tmp_path, f"variants = ['original']\n{tuned}length = 17\n")
+    refused(config, "argument --length: expected at most the model's 16 positions, got 17", capsys)
 
 
 def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
