@@ -1,8 +1,9 @@
 import json
 
 import numpy as np
+import pytest
 
-from minisaobp import bench, bench_cost, bench_text
+from minisaobp import bench, bench_cost, bench_text, cli
 
 
 def test_contestants_take_turns():
@@ -43,3 +44,9 @@ def test_bench_cost_measures_and_records(tmp_path, monkeypatch, capsys):
     assert list(rows["training"]) == list(bench_cost.ARMS) and list(rows["inference"]) == list(bench_cost.ARMS)[:4]
     assert all(row["median"] > 0 for what in ("training", "inference") for row in rows[what].values())
     assert "inference      elemmul" in capsys.readouterr().out
+
+
+def test_an_option_of_another_benchmark_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "cost", "--corpus", "x", "--out", str(tmp_path)])
+    assert "argument --corpus: only of text" in capsys.readouterr().err

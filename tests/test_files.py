@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from minisaobp.files import write_json, write_whole
+from minisaobp.files import append_json, write_json, write_whole
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
@@ -20,6 +20,12 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
     with pytest.raises(ValueError):  # JSON has no NaN
         write_json(path, {"x": float("nan")})
     assert json.loads(path.read_text()) == {"x": 1}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_full_disk_is_said_with_the_file():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        append_json("/dev/full", {})
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path):

@@ -539,6 +539,8 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     assert [len(line["curves"]) for line in of_tasks] == [3, 2, 2, 2]
     assert of_tasks[0]["configuration"]["checkpoint"] == "run/high-seed-1"
+    where = [{name: lines[0][name] for name in ("commit", "device", "precision")}]
+    assert all(line["model"] == where for line in of_tasks)
     for line in of_tasks:
         best = max(point["dev_score"] for point in line["curves"])
         assert line["measures"]["dev_score"] == best and len(line["measures"]["gtd"]) == 1
@@ -547,10 +549,15 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line not in of_tasks))
+    monkeypatch.setenv("MINISAOBP_COMMIT", "of another machine")
     with monkeypatch.context() as patch:  # stopped when the first model has been evaluated twice, or it would be taken
         stop_at_evaluation(2, patch)
         assert cli.main(["sweep", str(config), "--runs", str(tmp_path / "runs")]) == 130
     again = sweep(config)  # the models are trained once more, and the tasks from them
+    moved = [line for line in again if line["configuration"].get("task")]
+    assert all(line["commit"] == line["model"][-1]["commit"] == "of another machine" for line in moved)
+    for line in moved:
+        line |= {"commit": where[0]["commit"], "model": where}
     assert without_times(again) == without_times(json.loads(json.dumps(lines)))
     assert capsys.readouterr().out.count(", as recorded") == 3  # high, seed 1, and the two of the check
     sweep(config, "--check")
@@ -665,6 +672,7 @@ def test_the_best_rate_is_that_of_the_search_as_it_is_now():
     assert "no longer has them: search: original, rate 1.0, seed 6." in text
 
 
+@pytest.mark.filterwarnings("error")
 def test_huge_perplexities_make_no_warning():
     study = study_of({"variants": ["high"], "seeds": [0, 1]})
     results = [line("high", seed, 0) | {"measures": {"held_out_perplexity": 1e304 * (seed + 1)}} for seed in (0, 1)]

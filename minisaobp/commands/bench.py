@@ -31,6 +31,8 @@ def add(parser):
 def run(args, fail):
     if args.device == "gpu" and args.what != "cost":
         fail("argument --device: only of cost; `bench gpu` is the GPU's benchmark")
+    if args.corpus is not None and args.what != "text":
+        fail("argument --corpus: only of text")
     on_gpu = args.what == "gpu" or args.device == "gpu"
     if on_gpu:
         xp = options.device_library(argparse.Namespace(device="gpu", precision="tf32"), fail)

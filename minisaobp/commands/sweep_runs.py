@@ -87,6 +87,7 @@ class Runner:
             "text": text,
             **sittings[-1],
             "earlier": sittings[:-1],
+            **({"model": self.sittings_of(self.study.trained(job, results))} if job.task else {}),
             "environment": environment(),
             "failed": failed,
             "curves": curves,
@@ -98,13 +99,16 @@ class Runner:
         from ..files import write_json
         from ..results import device_name
 
-        path, before = self.folder / job.folder / "sittings.json", []
         now = {"commit": self.commit, "device": device_name(self.xp), "precision": self.args.precision}
-        if self.is_under_way(job):
-            with contextlib.suppress(FileNotFoundError):
-                before = [one for one in json.loads(path.read_text(encoding="utf-8")) if one != now]
-        write_json(path, [*before, now])
+        before = [one for one in self.sittings_of(job) if one != now] if self.is_under_way(job) else []
+        write_json(self.folder / job.folder / "sittings.json", [*before, now])
         return [*before, now]
+
+    def sittings_of(self, job):
+        """What the folder of a run says of them; of a model it may be more than its line does, if it was made again."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.folder / job.folder / "sittings.json").read_text(encoding="utf-8"))
+        return []
 
     def patch(self, job):
         """The Patch of a run, None without one."""
