@@ -150,6 +150,19 @@ def test_check_repeats_what_is_recorded(finished, capsys, tmp_path):
     refused(tmp_path / "config.toml", "runs differ by: gtd of seed 8, gtd of seed 9", capsys, "--check")
 
 
+def test_a_check_that_is_stopped_does_not_go_on(finished, capsys, monkeypatch):
+    real = diagnose.by_layer
+
+    def by_layer(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)  # ends the run after its next step
+        return real(*arguments)
+
+    monkeypatch.setattr(diagnose, "by_layer", by_layer)
+    capsys.readouterr()
+    assert cli.main(["sweep", str(finished[0]), "--runs", str(finished[0].parent / "runs"), "--check"]) == 130
+    assert "goes on" not in capsys.readouterr().err
+
+
 def refused(config, message, capsys, *more):
     before = sorted(path for path in config.parent.rglob("*"))
     capsys.readouterr()

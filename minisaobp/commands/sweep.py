@@ -134,7 +134,8 @@ def _results(runner, jobs, args, results, refuse):
     except Refused as refusal:
         refuse(str(refusal))
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on.", file=sys.stderr)
+        if not args.check:  # which begins anew
+            print("\nStopped; the same command goes on.", file=sys.stderr)
         raise
 
 

@@ -77,7 +77,8 @@ class Runner:
             failed, measures, curves = str(error), {}, lines_until(folder / "metrics.jsonl", float("inf"))
             text = None
         except Interrupted as interrupt:
-            print(f"\n{interrupt}\nThe same command goes on." if not self.args.check else "", file=sys.stderr)
+            if not self.args.check:  # which begins anew
+                print(f"\n{interrupt}\nThe same command goes on.", file=sys.stderr)
             raise
         return {
             "stage": job.stage,
