@@ -186,13 +186,15 @@ def by_layer(model, batches, measures):
 
 
 def graphs_by_layer(model, batch):
-    """{"clustering", "betweenness": [a number for every layer]} of the token graphs of a batch: means over sequences,
-    of attention that is a mean over heads, as the paper's Fig. 2 has it."""
+    """{"clustering", "betweenness", "cross_layer_gtd": [a number for every layer]} of the token graphs of a batch: means
+    over sequences, of attention that is a mean over heads, as the paper's Fig. 2 has it; of the first layer the last of
+    them is 0."""
     maps = to_host(model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids).mean(axis=2))
     valid = np.broadcast_to(batch.attention_mask.reshape(-1, maps.shape[-1]), maps.shape[:-1])
     found = {
         "clustering": metrics.clustering_coefficient(maps, valid=valid),
         "betweenness": metrics.betweenness(maps, valid=valid),
+        "cross_layer_gtd": metrics.cross_layer_gtd(maps, valid=valid),
     }  # [N, B]
     return {name: [float(x) for x in values.mean(axis=1)] for name, values in found.items()}
 

@@ -393,6 +393,7 @@ def test_several_processes_stop_at_ctrl_c_and_go_on(tmp_path):
     alone = write_study(tmp_path / "alone", head, settings)
     assert without_times(lines) == without_times([with_text_of(line, lines[0]) for line in sweep(alone)])
     assert lines[0]["measures"]["clustering"] and lines[0]["measures"]["betweenness"]
+    assert lines[0]["measures"]["cross_layer_gtd"][0] == 0
 
 
 def test_a_killed_process_is_one_line(tmp_path):

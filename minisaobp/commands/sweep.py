@@ -111,7 +111,8 @@ def _train_again(runner, study, jobs, args, results, refuse):
         if line["failed"]:
             refuse(f"{job.name}, trained again for its tasks: {line['failed']}; recorded: {_summary(before)}")
         runner.forget_checkpoints(job)
-        same = "as recorded" if line["measures"] == before["measures"] else f"recorded: {_summary(before)}"
+        same = before["measures"].items() <= line["measures"].items()  # an older line may not have them all
+        same = "as recorded" if same else f"recorded: {_summary(before)}"
         print(f"[again: {number} of {len(missing)}] {job.name}: {_summary(line)}, {same}", flush=True)
 
 
