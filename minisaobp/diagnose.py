@@ -186,9 +186,10 @@ def by_layer(model, batches, measures):
 
 
 def graphs_by_layer(model, batch):
-    """{"clustering", "betweenness", "cross_layer_gtd": [a number for every layer]} of the token graphs of a batch: means
-    over sequences, of attention that is a mean over heads, as the paper's Fig. 2 has it; of the first layer the last of
-    them is 0."""
+    """{"clustering", "betweenness", "cross_layer_gtd": [a number for every layer]} of the token graphs of a batch.
+
+    Means over sequences, of attention that is a mean over heads, as the paper's Fig. 2 has it. The first layer has no
+    GTD across layers: 0."""
     maps = to_host(model.attention_maps(batch.ids, batch.attention_mask, batch.token_type_ids).mean(axis=2))
     valid = np.broadcast_to(batch.attention_mask.reshape(-1, maps.shape[-1]), maps.shape[:-1])
     found = {
