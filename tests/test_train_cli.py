@@ -293,7 +293,7 @@ def test_divergence_is_one_line_and_keeps_the_checkpoint(tmp_path, runs):
     ("arguments", "message"),
     [
         (["evaluate", "--checkpoint", "nothing"], "--checkpoint: nothing/config.json cannot be read"),
-        (["evaluate", "--checkpoint", "alone"], "--text: needed, since alone does not lie in the folder of a training"),
+        (["evaluate", "--checkpoint", "alone"], "--text: needed, since alone lies in no folder"),
         (["evaluate", "--checkpoint", "run", "--text", "missing.txt"], "--text: .*missing.txt"),
         (["evaluate", "--checkpoint", "run", "--length", "17"], "--length: expected at most the model's 16 positions"),
         (["generate", "--checkpoint", "encoder"], "--checkpoint: expected a decoder"),
