@@ -156,6 +156,21 @@ def bootstrap_interval(differences, resamples=RESAMPLES):
     return np.quantile(np.asarray(differences)[rows].mean(axis=1), [0.025, 0.975]).tolist()
 
 
+def t_interval(differences):
+    """95% interval of the mean of differences, one per seed, by Student's t, which takes them for normal; None of fewer
+    than two. Where two arms do not differ it misses zero one time in twenty, a bootstrap over five seeds one in six.
+
+    >>> [round(q, 2) for q in t_interval([-1.0, -2.0, -3.0])]
+    [-4.48, 0.48]
+    """
+    from scipy import stats
+
+    if len(differences) < 2:
+        return None
+    mean, half = np.mean(differences), stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return [float(mean - half), float(mean + half)]
+
+
 def _split(study, results):
     """The lines of the runs that the study has, and those of others, which it had."""
     runs = {_run_of_job(job) for stage in STAGES for job in study.jobs(stage, results)}
@@ -172,8 +187,8 @@ def _name(line):
 
 def compare_arms(study, results):
     """A row for every measure and arm: mean and standard deviation over seeds, the mean difference to the baseline over
-    the seeds that both have, and its bootstrap interval. Runs that failed are counted and have no part in it, runs that
-    the study no longer has are left out.
+    the seeds that both have, and its intervals by bootstrap and by t. Runs that failed are counted and have no part in
+    it, runs that the study no longer has are left out.
     """
     rows, results = [], _split(study, results)[0]
     tasks = [] if study.finetune is None else study.finetune["tasks"]
@@ -200,6 +215,7 @@ def compare_arms(study, results):
                     "pairs": len(pairs),
                     "difference": float(np.mean(pairs)) if pairs else None,
                     "interval": bootstrap_interval(pairs),
+                    "t_interval": t_interval(pairs),
                 }
             )
     return rows
@@ -207,10 +223,20 @@ def compare_arms(study, results):
 
 def table(study, rows, results):
     """The rows as a Markdown table, aligned for a terminal too, with what one must know to read it."""
-    titles = ["measure", "arm", "runs", "mean", "std. dev.", f"difference to {study.baseline}", "95% interval"]
+    titles = [
+        "measure",
+        "arm",
+        "runs",
+        "mean",
+        "std. dev.",
+        f"difference to {study.baseline}",
+        "95% interval, bootstrap",
+        "by t",
+    ]
     cells = [titles]
     for row in rows:
-        interval = "" if row["interval"] is None else "{:+.4g} to {:+.4g}".format(*row["interval"])
+        pairs = row["interval"], row["t_interval"]
+        intervals = ["" if pair is None else "{:+.4g} to {:+.4g}".format(*pair) for pair in pairs]
         failed = f" + {row['failed']} failed" if row["failed"] else ""
         cells.append(
             [
@@ -219,7 +245,7 @@ def table(study, rows, results):
                 f"{row['runs']}{failed}",
                 *("" if row[name] is None else f"{row[name]:.4g}" for name in ("mean", "deviation")),
                 "" if row["difference"] is None else f"{row['difference']:+.4g}",
-                interval,
+                *intervals,
             ]
         )
     widths = [max(len(line[n]) for line in cells) for n in range(len(titles))]
@@ -227,8 +253,9 @@ def table(study, rows, results):
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
     notes = [
         "Of the last evaluation of every run, of a task the best epoch on its dev set; entropy, indirect entropy, GTD "
-        "and sparsity are means over layers and heads. Differences are paired by seed; the intervals are percentile "
-        "bootstraps over seeds, which are too narrow where seeds are few."
+        "and sparsity are means over layers and heads. Differences are paired by seed; the intervals are a "
+        "percentile bootstrap over seeds, which is too narrow where seeds are few, and Student's t, which takes the "
+        "differences for normal."
     ]
     own, others = _split(study, results)
     if study.search:

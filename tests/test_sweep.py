@@ -614,6 +614,8 @@ def test_means_deviations_and_paired_differences():
     assert base["deviation"] == pytest.approx(np.sqrt((400 + 100 + 900) / 2))
     assert (high["runs"], high["failed"], high["pairs"], high["difference"]) == (2, 1, 2, -1.5)  # of -1 and -2
     assert high["mean"] == 13.5 and "no longer has them: run: high, seed 3." in table(study, rows.values(), results)
+    by_t = [-1.5 - 12.7062 * 0.5, -1.5 + 12.7062 * 0.5]  # a table's t of one degree of freedom, standard error 0.5
+    assert high["t_interval"] == pytest.approx(by_t, abs=1e-4) and base["t_interval"] is None
     assert high["interval"] == [-2, -1] and rows["gtd", "high"]["difference"] == -1.5
     alone = compare_arms(study, [line("high", 0, 9.0)])
     assert [row["difference"] for row in alone] == [None] * 4 and alone[1]["deviation"] is None
