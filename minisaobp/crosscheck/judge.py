@@ -160,9 +160,15 @@ def judge(runner, name, asked, cases=None, progress=lambda cases: cases):
         wants_gradient = asked.get("gradients", False) and case.has_gradient
         outcomes.append(outcome_of(case, _ask(runner, case, asked["limit"], wants_gradient), wants_gradient))
         ended += outcomes[-1].kind in ("timeout", "died")
-    followed = any("dlam" in (o.got or {}) for o in outcomes)
-    if asked.get("gradients") and asked["variant"] in ("high", "low") and not followed:
-        notes.append("the gradient of lambda is not judged: the function does not follow lam")
+    if asked.get("gradients") and asked["variant"] in ("high", "low"):
+        answered = [o.got for o in outcomes if "dA" in (o.got or {})]
+        without = sum("dlam" not in got for got in answered)
+        if without == len(answered):
+            notes.append("the gradient of lambda is not judged: the function does not follow lam")
+        elif without:
+            notes.append(
+                f"the gradient of lambda is not judged in {without} of {len(answered)} cases: their answers have none"
+            )
     explanation = explain(outcomes, asked, lambda case: _ask(runner, case, asked["limit"]))
     runner.close()
     return Verdict(name, asked, outcomes, notes, explanation, time.perf_counter() - started)

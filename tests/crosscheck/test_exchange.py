@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,13 @@ def test_gradients_in_files(run, tmp_path):
 
     answer(tmp_path, both, "safetensors")
     assert run("--import", tmp_path).returncode == 0
+
+    def without_some(tensors, lam):
+        return {name: a for name, a in both(tensors, lam).items() if name != "dlam" or "valid" in tensors}
+
+    answer(tmp_path, without_some, "safetensors")
+    left_out = run("--import", tmp_path).stdout
+    assert re.search(r"gradient of lambda is not judged in \d+ of \d+ cases", " ".join(left_out.split())), left_out
     answer(tmp_path, lambda tensors, lam: both(tensors, lam, -1), "safetensors")
     done = run("--import", tmp_path)
     assert done.returncode == 1 and "its gradient with respect to A differs" in done.stdout, done.stdout
