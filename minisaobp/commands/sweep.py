@@ -98,11 +98,11 @@ def _keep_others_out(held, folder, fail):
 
 def _train_again(runner, study, jobs, args, results, refuse):
     """The models that are to be fine-tuned and are no longer there, such as those of another machine."""
-    from ..sweep import result_of
+    from ..sweep import line_of
 
     wanted = {job.options["checkpoint"] for job in jobs if job.task}
     trained = [job for stage in ("run", "check") for job in study.jobs(stage, results) if job.folder in wanted]
-    recorded = {job.folder: result_of(job, runner.configuration(job), results) for job in trained}
+    recorded = {job.folder: line_of(job, results) for job in trained}  # their stages are over, and were compared
     missing = [
         job for job in trained if not recorded[job.folder]["failed"] and not runner.has_model(job, recorded[job.folder])
     ]
@@ -112,8 +112,8 @@ def _train_again(runner, study, jobs, args, results, refuse):
             refuse(f"{job.name}, trained again for its tasks: {line['failed']}; recorded: {_summary(before)}")
         runner.forget_checkpoints(job)
         same = before["measures"].items() <= line["measures"].items()  # an older line may not have them all
-        same = "as recorded" if same else f"recorded: {_summary(before)}"
-        print(f"[again: {number} of {len(missing)}] {job.name}: {_summary(line)}, {same}", flush=True)
+        compared = "as recorded" if same else f"recorded: {_summary(before)}"
+        print(f"[again: {number} of {len(missing)}] {job.name}: {_summary(line)}, {compared}", flush=True)
 
 
 def _results(runner, jobs, args, results, refuse):
