@@ -152,9 +152,11 @@ def _product_of_messages(t, reach, causal):
         several = _rows_at_once(t)
         for a in range(0, several.shape[-2], block):
             product = xp.prod(several[..., a : a + block, :], axis=-2)
-            # at most 16 products of e^-30 .. e^30 in one: within float64
-            product = xp.prod(product.reshape(*product.shape[:-1], -1, L), axis=-2, keepdims=True, dtype=C.dtype)
-            C += xp.log(product)
+            product = product.reshape(*product.shape[:-1], -1, L)
+            if reach <= MAX_LOG_PRODUCT:  # at most 16 products of e^-30 .. e^30 in one: within float64
+                C += xp.log(xp.prod(product, axis=-2, keepdims=True, dtype=C.dtype))
+            else:
+                C += xp.sum(xp.log(product.astype(C.dtype)), axis=-2, keepdims=True)
         return xp.exp(C - xp.max(C, axis=-1, keepdims=True)).astype(t.dtype)
     product = xp.empty_like(t)
     for a in range(0, L, block):
