@@ -124,9 +124,9 @@ def _kernels(xp):
     calls = {
         "softmax": (2 * S, lambda: refined_softmax(scores, LAM, "original")),
         "softmax, gradient": (3 * S, lambda: refined_softmax_backward(dB, caches[False]["original"])),
-        "softmax + refinement": (3 * S, lambda: refined_softmax(scores, LAM, "high")),
-        "its gradient": (4 * S, lambda: refined_softmax_backward(dB, caches[False]["high"])),
-        "causal softmax + refinement": (3 * S, lambda: refined_softmax(scores, LAM, "high", causal=True)),
+        "softmax + refinement": (2 * S, lambda: refined_softmax(scores, LAM, "high")),
+        "its gradient": (3 * S, lambda: refined_softmax_backward(dB, caches[False]["high"])),
+        "causal softmax + refinement": (2 * S, lambda: refined_softmax(scores, LAM, "high", causal=True)),
         "its gradient, causal": (4 * S, lambda: refined_softmax_backward(dB, caches[True]["high"])),
         "LayerNorm": (3 * x.nbytes, lambda: ops.layer_norm(x, gamma, beta, 1e-12)),
         "LayerNorm, gradient": (3 * x.nbytes, lambda: ops.layer_norm_backward(x, norm)),

@@ -1,20 +1,26 @@
 // Softmax and refinement of attention, forward and backward. L tokens; rows are j or i, columns k.
 //
 // A matrix of up to 512 tokens is read once and written once, held meanwhile in the registers of a team of warps that
-// tell each other what their rows sum up to in each column. Longer ones, and those that want a cluster of blocks where
-// the GPU has none, are those of attention_long.cu.
+// tell each other what their rows sum up to in each column. The gradient makes the softmax again from the scores, and
+// the beliefs from the softmax: these are fewer bytes than to read both. Longer matrices, and those that want a cluster
+// of blocks where the GPU has none, are those of attention_long.cu.
+//
+// What counts beside bytes is instructions, some thirty for each number. So there are kernels for full rows, which ask
+// nothing and read several numbers at once; the others ask for every number whether it is there.
 
-// t = 1 - (1 - decay) P with decay = e^-lam, written so that a small decay does not drown beside the 1
-__device__ __forceinline__ REAL message(REAL P, REAL decay) {
-    return (1 - P) + decay * P;
+#define WIDTH (32 * ITEMS)
+
+// t = 1 - (1 - decay) P with P = scale e and decay = e^-lam, written so that a small decay does not drown beside the 1
+__device__ __forceinline__ REAL message(REAL e, REAL decay, REAL scale = 1) {
+    return (1 - scale * e) + (decay * scale) * e;
 }
 
-// Hides from the compiler that x is what it was: it would keep every message that it made of it, for want of registers
-// in memory, where making it again is quicker.
+// Hides from the compiler that x is what it was: it would keep what it made of it, for want of registers in memory,
+// where making it again is quicker.
 __device__ __forceinline__ void opaque(float& x) { asm volatile("" : "+f"(x)); }
 __device__ __forceinline__ void opaque(double& x) { asm volatile("" : "+d"(x)); }
 
-// where the product of sixteen messages stays within a float
+// where the product of sixteen messages stays within a float, and of 128 within a double
 #define GENTLE (decay > (REAL)1e-2 && decay < (REAL)1e2)
 
 // Below this sum a row of P w / t, or of P w after w has taken up `rows` messages, may have lost terms that count.
@@ -28,73 +34,114 @@ __device__ __noinline__ double log_of(double x) {
     return log(x);
 }
 
-#define FILLS (L == 32 * ITEMS)  // every lane has a key at every n: nothing to ask
+// log x of a normal x > 0, as well as a float's logarithm knows it; NaN of NaN
+__device__ __forceinline__ double log_of_product(double x, float) {
+    int high = __double2hiint(x), exponent = (high >> 20) - 1023;
+    float mantissa = (float)__hiloint2double((high & 0xfffff) | 0x3ff00000, __double2loint(x));
+    if (mantissa > 1.4142f) { mantissa *= 0.5f; exponent += 1; }
+    return exponent * 0.69314718055994531 + log(mantissa) + (x - x);
+}
+__device__ __forceinline__ double log_of_product(double x, double) { return log_of(x); }
 
-// the keys of a row, lane + 32 n, from memory; `otherwise` where there is none
+// ---- rows -----------------------------------------------------------------------------------------------------------
+//
+// A warp has a row, a lane ITEMS numbers of it. FULL: L is WIDTH, so there is nothing to ask, and a lane reads several
+// numbers that follow each other at once.
+
+#define AT_ONCE (ITEMS < 16 / (int)sizeof(REAL) ? ITEMS : 16 / (int)sizeof(REAL))
+
+struct alignas(sizeof(REAL) * AT_ONCE) Several {
+    REAL v[AT_ONCE];
+};
+
+// where in the row a lane's number n is
+template <bool FULL>
+__device__ __forceinline__ int key(int n) {
+    int lane = threadIdx.x % 32;
+    return FULL ? n / AT_ONCE * (32 * AT_ONCE) + lane * AT_ONCE + n % AT_ONCE : lane + 32 * n;
+}
+
+// the numbers of a row from memory; `otherwise` where there is none
+template <bool FULL>
 __device__ __forceinline__ void load_row(REAL (&v)[ITEMS], const REAL* row, int L, bool here, REAL otherwise) {
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) {
-        int k = threadIdx.x % 32 + 32 * n;
-        v[n] = here && (FILLS || k < L) ? row[k] : otherwise;
+    for (int n = 0; n < ITEMS; n += FULL ? AT_ONCE : 1) {
+        if (FULL) {
+            Several several = *(const Several*)(row + key<FULL>(n));
+            #pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) v[n + i] = several.v[i];
+        } else {
+            v[n] = here && key<FULL>(n) < L ? row[key<FULL>(n)] : otherwise;
+        }
     }
 }
 
+template <bool FULL>
 __device__ __forceinline__ void store_row(const REAL (&v)[ITEMS], REAL* row, int L, bool here) {
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) {
-        int k = threadIdx.x % 32 + 32 * n;
-        if (here && (FILLS || k < L)) row[k] = v[n];
+    for (int n = 0; n < ITEMS; n += FULL ? AT_ONCE : 1) {
+        if (FULL) {
+            Several several;
+            #pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) several.v[i] = v[n + i];
+            *(Several*)(row + key<FULL>(n)) = several;
+        } else if (here && key<FULL>(n) < L) {
+            row[key<FULL>(n)] = v[n];
+        }
     }
 }
 
 __device__ __forceinline__ void scale_to_one(REAL (&v)[ITEMS], REAL total) {
-    REAL scale = total > 0 ? 1 / total : 0;
+    REAL scale = total == 0 ? 0 : 1 / total;
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
 }
 
-// softmax of row j over the keys that it may see; a row without any is zero. valid: of this sequence, or nullptr
-__device__ __forceinline__ void softmax_row(REAL (&v)[ITEMS], int j, int L, const mask_t* valid, int causal,
-                                            int mask_rows) {
-    if (!FILLS || causal || valid != nullptr) {
-        bool used = j < L && (!mask_rows || valid == nullptr || valid[j]);
-        #pragma unroll
-        for (int n = 0; n < ITEMS; n++) {
-            int k = threadIdx.x % 32 + 32 * n;
-            if (!(used && k < L && (!causal || k <= j) && (valid == nullptr || valid[k]))) v[n] = -INFINITY;
-        }
-    }
+// The softmax of scores s is scale e(s), e(s) = exp(s - top) with `top` in units of log 2 if they are floats; of a row
+// that sees nothing it is zero.
+struct Softmax {
+    REAL top, scale;
+    static __device__ __forceinline__ float e(float s, float top) { return power_of_two(fmaf(s, LOG2_E, -top)); }
+    static __device__ __forceinline__ double e(double s, double top) { return quick_exp(s - top); }
+    static __device__ __forceinline__ float top_of(float s) { return s * LOG2_E; }
+    static __device__ __forceinline__ double top_of(double s) { return s; }
+};
+
+// from masked scores s to e(s), and what their softmax is
+__device__ __forceinline__ Softmax softmax_of(REAL (&s)[ITEMS]) {
     REAL top = -INFINITY, total = 0;
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) top = max(top, v[n]);
+    for (int n = 0; n < ITEMS; n++) top = max(top, s[n]);
     top = warp_max(top);
-    if (top == -INFINITY) top = 0;
+    top = top == -INFINITY ? 0 : Softmax::top_of(top);
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) { v[n] = EXP(v[n] - top); total += v[n]; }
-    scale_to_one(v, warp_sum(total));
+    for (int n = 0; n < ITEMS; n++) { s[n] = Softmax::e(s[n], top); total += s[n]; }
+    total = warp_sum(total);
+    return {top, total == 0 ? 0 : 1 / total};
 }
 
-// Beliefs of one row whose weights have left a float's range, by a warp, in logarithms: C (L) is the evidence before it,
-// or, causal, before the `above` rows over it that belong to the same warp. Rare, so it reads P again. An empty row,
-// which ends here too, stays empty.
-__device__ __noinline__ void beliefs_in_logs(const REAL* P, const double* C, REAL* B, REAL decay, int L, int causal,
+// Beliefs of one row whose weights have left a float's range, by a warp, in logarithms: C (L) is the evidence before
+// it, or, causal, before the `above` rows over it that belong to the same warp. prior(m, k): of label k, m rows above.
+// Rare, so it reads them again. An empty row, which ends here too, stays empty.
+template <typename Prior>
+__device__ __noinline__ void beliefs_in_logs(Prior prior, const double* C, REAL* B, REAL decay, int L, int causal,
                                              int above, int include_self) {
     auto log_belief = [&](int k) {
-        double l = C[k] + (double)log(P[k]), own = (double)log(message(P[k], decay));
+        double l = C[k] + (double)log(prior(0, k)), own = (double)log(message(prior(0, k), decay));
         if (causal)
-            for (int m = 1; m <= above; m++) l += (double)log(message(P[k - m * L], decay));
+            for (int m = 1; m <= above; m++) l += (double)log(message(prior(m, k), decay));
         return causal == include_self ? l + (causal ? own : -own) : l;
     };
     double top = NEVER;
     for (int k = threadIdx.x % 32; k < L; k += 32)
-        if (P[k] > 0) top = fmax(top, log_belief(k));
+        if (prior(0, k) > 0) top = fmax(top, log_belief(k));
     top = warp_max(top);
     REAL total = 0;
     for (int k = threadIdx.x % 32; k < L; k += 32)
-        if (P[k] > 0) total += exp((REAL)(log_belief(k) - top));
+        if (prior(0, k) > 0) total += exp((REAL)(log_belief(k) - top));
     total = warp_sum(total);
     for (int k = threadIdx.x % 32; k < L; k += 32)
-        B[k] = P[k] > 0 ? exp((REAL)(log_belief(k) - top)) / total : 0;
+        B[k] = prior(0, k) > 0 ? exp((REAL)(log_belief(k) - top)) / total : prior(0, k);  // 0, or NaN
 }
 
 extern "C" __global__ void softmax_rows(const REAL* s, const mask_t* valid, REAL* P, long long rows, int L, int heads,
@@ -102,9 +149,19 @@ extern "C" __global__ void softmax_rows(const REAL* s, const mask_t* valid, REAL
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows) return;
     REAL v[ITEMS];
-    load_row(v, s + row * L, L, true, -INFINITY);
-    softmax_row(v, row % L, L, valid == nullptr ? valid : valid + row / L / heads * L, causal, mask_rows);
-    store_row(v, P + row * L, L, true);
+    load_row<false>(v, s + row * L, L, true, -INFINITY);
+    if (valid != nullptr) valid += row / L / heads * L;
+    int j = row % L;
+    bool used = !mask_rows || valid == nullptr || valid[j];
+    #pragma unroll
+    for (int n = 0; n < ITEMS; n++) {
+        int k = key<false>(n);
+        if (!(used && (!causal || k <= j) && (valid == nullptr || (k < L && valid[k])))) v[n] = -INFINITY;
+    }
+    REAL scale = softmax_of(v).scale;
+    #pragma unroll
+    for (int n = 0; n < ITEMS; n++) v[n] *= scale;
+    store_row<false>(v, P + row * L, L, true);
 }
 
 // ds = P (dP - sum of dP P) of every row
@@ -112,20 +169,19 @@ extern "C" __global__ void softmax_gradient(const REAL* dP, const REAL* P, REAL*
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows) return;
     REAL d[ITEMS], p[ITEMS], total = 0;
-    load_row(d, dP + row * L, L, true, 0);
-    load_row(p, P + row * L, L, true, 0);
+    load_row<false>(d, dP + row * L, L, true, 0);
+    load_row<false>(p, P + row * L, L, true, 0);
     for (int n = 0; n < ITEMS; n++) total += d[n] * p[n];
     total = warp_sum(total);
     for (int n = 0; n < ITEMS; n++) d[n] = p[n] * (d[n] - total);
-    store_row(d, ds + row * L, L, true);
+    store_row<false>(d, ds + row * L, L, true);
 }
 
 // ---- a matrix in registers ------------------------------------------------------------------------------------------
 //
 // BLOCKS blocks of TEAM warps have a matrix; where they are several they are a cluster, whose blocks read each other's
-// shared memory. A warp holds up to ROWS rows that follow each other, a lane ITEMS numbers of each.
+// shared memory. A warp holds up to ROWS rows that follow each other.
 
-#define TEAM 8
 #if ITEMS <= 4
 #define BLOCKS 1
 #define CLUSTER
@@ -144,204 +200,350 @@ __device__ __forceinline__ unsigned in_block(const double* mine, int block) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(block));
     return there;
 }
+
+__device__ __forceinline__ double read_in_block(const double* mine, int block) {
+    double x;
+    asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(x) : "r"(in_block(mine, block)) : "memory");
+    return x;
+}
+
+__device__ __forceinline__ void write_in_block(double* mine, int block, double x) {
+    asm volatile("st.shared::cluster.f64 [%0], %1;" :: "r"(in_block(mine, block)), "d"(x) : "memory");
+}
 #endif
 
 #ifdef BLOCKS
-#define WIDTH (32 * ITEMS)
+#define TEAM 8
 #define ROWS (WIDTH / (BLOCKS * TEAM))
+
+struct Columns {
+    double part[TEAM][WIDTH], own[WIDTH], base[WIDTH];
+};
 
 // Column sums over the rows of a matrix, in an order that never changes. On entry part[w][k] is what the rows of warp w
 // give to column k. On return base[k] + part[w][k] is: for order 1 the sum over the warps before w, for order -1 that
-// over the warps after it; for order 0 base[k] is the sum over all, and part is of no use.
-__device__ void sum_columns(double (*part)[WIDTH], double* own, double* base, int order) {
+// over the warps after it; for order 0 base[k] is the sum over all, and part is of no use. products, for order 0: what
+// is in part is to be multiplied, and base is the logarithm of the product.
+__device__ __forceinline__ void sum_columns(Columns& columns, int order, bool products = false) {
+    double(*part)[WIDTH] = columns.part, *base = columns.base;
     __syncthreads();
-    for (int k = threadIdx.x; k < WIDTH; k += 32 * TEAM) {
-        double sum = 0;
-        for (int w = 0; w < TEAM; w++) {
-            double* at = &part[order < 0 ? TEAM - 1 - w : w][k];
-            double x = *at;
-            *at = sum;
-            sum += x;
+    #pragma unroll
+    for (int at = 0; at < WIDTH; at += 32 * TEAM) {
+        int k = at + threadIdx.x;
+        if (WIDTH < 32 * TEAM && k >= WIDTH) break;
+        double sum = 0, x[TEAM];
+        #pragma unroll
+        for (int w = 0; w < TEAM; w++) x[w] = part[w][k];
+        if (order == 0 && products) {
+            sum = ((x[0] * x[1]) * (x[2] * x[3])) * ((x[4] * x[5]) * (x[6] * x[7]));
+            sum = log_of_product(sum, (REAL)0);
+        } else if (order == 0) {
+            sum = ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+        } else {
+            #pragma unroll
+            for (int v = 0; v < TEAM; v++) {
+                int w = order < 0 ? TEAM - 1 - v : v;
+                part[w][k] = sum;
+                sum += x[w];
+            }
         }
-        own[k] = sum;
-        if (BLOCKS == 1) base[k] = order ? 0 : sum;
+#if BLOCKS == 1
+        base[k] = order ? 0 : sum;
+#else
+        columns.own[k] = sum;
+#endif
     }
-#if BLOCKS > 1
+#if BLOCKS == 1
+    __syncthreads();
+#else
     wait_for_cluster();
     // each block sums its share of the columns over the blocks: a lane reads of one block and answers it
-    int rank = blockIdx.x % BLOCKS;
-    for (int a = threadIdx.x; a < WIDTH; a += 32 * TEAM) {
-        int block = a % BLOCKS, k = rank * (WIDTH / BLOCKS) + a / BLOCKS;
-        double x, sum = 0;
-        asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(x) : "r"(in_block(own + k, block)) : "memory");
-        for (int b = 0; b < BLOCKS; b++) {
-            double other = __shfl_sync(FULL, x, b, BLOCKS);
-            if (order == 0 || (order > 0 ? b < block : b > block)) sum += other;
+    int share = blockIdx.x % BLOCKS * (WIDTH / BLOCKS);
+    #pragma unroll
+    for (int at = 0; at < WIDTH; at += 32 * TEAM) {
+        int block = (at + threadIdx.x) % BLOCKS, k = share + (at + threadIdx.x) / BLOCKS;
+        double x = read_in_block(columns.own + k, block), sum = 0;
+        if (order == 0) {
+            sum = x;
+            #pragma unroll
+            for (int o = BLOCKS / 2; o; o >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, o);
+        } else {
+            #pragma unroll
+            for (int b = 0; b < BLOCKS; b++) {
+                double other = __shfl_sync(ALL_LANES, x, b, BLOCKS);
+                if (order > 0 ? b < block : b > block) sum += other;
+            }
         }
-        asm volatile("st.shared::cluster.f64 [%0], %1;" :: "r"(in_block(base + k, block)), "d"(sum) : "memory");
+        write_in_block(base + k, block, sum);
     }
     wait_for_cluster();
-#else
-    __syncthreads();
 #endif
+}
+
+// bit n: whether a lane's number n is of a token that may be seen. valid: of this sequence, or nullptr
+template <bool FULL>
+__device__ __forceinline__ unsigned visible_keys(int L, const mask_t* valid) {
+    unsigned keys = 0;
+    #pragma unroll
+    for (int n = 0; n < ITEMS; n++) {
+        int k = key<FULL>(n);
+        if ((FULL || k < L) && (valid == nullptr || valid[k])) keys |= 1u << n;
+    }
+    return keys;
+}
+
+// -inf for what row j may not see; one that is not used sees nothing
+template <bool FULL>
+__device__ __forceinline__ void mask_row(REAL (&s)[ITEMS], int j, bool used, unsigned keys, bool causal) {
+    #pragma unroll
+    for (int n = 0; n < ITEMS; n++)
+        if (!(used && (keys >> n & 1) && (!causal || key<FULL>(n) <= j))) s[n] = -INFINITY;
 }
 
 // where a warp finds its rows: the matrix, how many rows a warp has, the first of this one, and that of its numbers
 struct Place {
     int matrix, many, first;
     long long start;
-    __device__ Place(int L) {
+    __device__ __forceinline__ Place(int L) {
         matrix = blockIdx.x / BLOCKS;
         many = (L + BLOCKS * TEAM - 1) / (BLOCKS * TEAM);
         first = (blockIdx.x % BLOCKS * TEAM + threadIdx.x / 32) * many;
         start = ((long long)matrix * L + first) * L;
     }
-    __device__ bool has(int m, int L) { return m < many && first + m < L; }
+    __device__ __forceinline__ bool has(int m, int L) const { return m < many && first + m < L; }
+    __device__ __forceinline__ bool sees(int m, int L, const mask_t* valid) const {
+        return has(m, L) && (valid == nullptr || valid[first + m]);
+    }
 };
 
-// Beliefs B of priors P, which are `in` or, with SOFTMAX, the softmax of the scores `in`; P is then written too.
-template <bool SOFTMAX, bool CAUSAL>
-__device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, REAL* P, REAL* B, const REAL* decays, int L,
-                                       int heads, int include_self) {
-    __shared__ double part[TEAM][WIDTH], own[WIDTH], base[WIDTH];
+// Beliefs B of priors, which are `in` or, with SOFTMAX, the softmax of the scores `in`. For the gradient it then leaves
+// what each row's softmax is, and, unless CAUSAL, the weights (L) that all rows share.
+template <bool SOFTMAX, bool CAUSAL, bool FULL>
+__device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Softmax* softmaxes, REAL* weights, REAL* B,
+                                       const REAL* decays, int L, int heads, int include_self) {
+    __shared__ Columns columns;
+    __shared__ Softmax softmax[TEAM][ROWS];
+    double(*part)[WIDTH] = columns.part, *base = columns.base;
+    if (FULL) L = WIDTH;
+    if (SOFTMAX) include_self = false;
     Place at(L);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    REAL decay = decays[at.matrix], p[ROWS][ITEMS];
+    REAL decay = decays[at.matrix], e[ROWS][ITEMS];
     #pragma unroll
-    for (int m = 0; m < ROWS; m++) load_row(p[m], in + at.start + m * L, L, at.has(m, L), SOFTMAX ? -INFINITY : 0);
+    for (int m = 0; m < ROWS; m++)
+        load_row<FULL>(e[m], in + at.start + m * L, L, at.has(m, L), SOFTMAX ? -INFINITY : 0);
     if (SOFTMAX) {
-        if (valid != nullptr) valid += at.matrix / heads * L;
+        if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
+        unsigned keys = visible_keys<FULL>(L, valid);
         #pragma unroll
         for (int m = 0; m < ROWS; m++) {
-            softmax_row(p[m], at.has(m, L) ? at.first + m : L, L, valid, CAUSAL, true);
-            store_row(p[m], P + at.start + m * L, L, at.has(m, L));
+            if (!FULL || CAUSAL || valid != nullptr)
+                mask_row<FULL>(e[m], at.first + m, at.sees(m, L, valid), keys, CAUSAL);
+            Softmax found = softmax_of(e[m]);
+            if (lane == 0) {
+                softmax[warp][m] = found;
+                if (at.has(m, L)) softmaxes[at.matrix * L + at.first + m] = found;
+            }
         }
+        __syncwarp();
     }
-    if (GENTLE) {
+    bool gentle = GENTLE;
+    if (gentle) {
+        REAL product[ITEMS];
         #pragma unroll
-        for (int n = 0; n < ITEMS; n++) {
-            REAL product = 1;
+        for (int m = 0; m < ROWS; m++) {
+            REAL scale = SOFTMAX ? softmax[warp][m].scale : 1;
             #pragma unroll
-            for (int m = 0; m < ROWS; m++) product *= message(p[m][n], decay);
-            part[warp][lane + 32 * n] = log(product);  // near 1: a float's logarithm will do
+            for (int n = 0; n < ITEMS; n++) {
+                REAL t = message(e[m][n], decay, scale);
+                product[n] = m ? product[n] * t : t;
+            }
         }
+        #pragma unroll
+        for (int n = 0; n < ITEMS; n++)
+            part[warp][key<FULL>(n)] = CAUSAL ? log(product[n]) : product[n];  // near 1: a float's logarithm will do
     } else {
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) {
             double product = 1, sum = 0;
             #pragma unroll
             for (int m = 0; m < ROWS; m++) {
-                product *= message(p[m][n], decay);
+                product *= message(e[m][n], decay, SOFTMAX ? softmax[warp][m].scale : 1);
                 if (m == ROWS / 2 - 1) { sum = log_of(product); product = 1; }  // of up to eight within e^-80 .. e^80
             }
-            part[warp][lane + 32 * n] = sum + log_of(product);
+            part[warp][key<FULL>(n)] = sum + log_of(product);
         }
     }
-    sum_columns(part, own, base, CAUSAL ? 1 : 0);
+    sum_columns(columns, CAUSAL ? 1 : 0, gentle);
     // w = exp(C - max C); from row to row a causal one takes up the messages of the row before
     const double* C = CAUSAL ? part[warp] : base;
     float top = -INFINITY;  // about the largest C is good enough
     REAL w[ITEMS];
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) {
-        int k = lane + 32 * n;
+        int k = key<FULL>(n);
         if (CAUSAL) part[warp][k] += base[k];
         if (k < L) top = fmaxf(top, (float)C[k]);
     }
     top = warp_max(top);
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) w[n] = lane + 32 * n < L ? EXP((REAL)(C[lane + 32 * n] - top)) : 0;
+    for (int n = 0; n < ITEMS; n++) w[n] = key<FULL>(n) < L ? quick_exp((REAL)(C[key<FULL>(n)] - top)) : 0;
+    if (SOFTMAX && !CAUSAL && blockIdx.x % BLOCKS == 0 && warp == 0)
+        store_row<FULL>(w, weights + (long long)at.matrix * L, L, true);
     REAL least = faint(decay, CAUSAL, ROWS);
     unsigned rare = 0;
     #pragma unroll
     for (int m = 0; m < ROWS; m++) {
-        REAL total = 0;
+        REAL total = 0, scale = SOFTMAX ? softmax[warp][m].scale : 1;
         opaque(decay);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) {
-            REAL t = message(p[m][n], decay), pw = p[m][n] * w[n];
-            p[m][n] = CAUSAL ? (include_self ? pw * t : pw) : (include_self ? pw : DIVIDE(pw, t));
+            REAL t = message(e[m][n], decay, scale), ew = e[m][n] * w[n];
+            e[m][n] = CAUSAL ? (include_self ? ew * t : ew) : (include_self ? ew : quotient(ew, t));
             if (CAUSAL) w[n] *= t;
-            total += p[m][n];
+            total += e[m][n];
         }
         total = warp_sum(total);
         if (at.has(m, L) && !(total > least && total < INFINITY)) rare |= 1u << m;
-        scale_to_one(p[m], total);
-        store_row(p[m], B + at.start + m * L, L, at.has(m, L));
+        scale_to_one(e[m], total);
+        store_row<FULL>(e[m], B + at.start + m * L, L, at.has(m, L));
     }
+    __syncwarp();
     for (int m = 0; rare >> m; m++)
-        if (rare >> m & 1)
-            beliefs_in_logs((SOFTMAX ? P : in) + at.start + m * L, C, B + at.start + m * L, decay, L, CAUSAL, m,
-                            include_self);
+        if (rare >> m & 1) {
+            const REAL* row = in + at.start + m * L;
+            const Softmax* of_row = &softmax[warp][m];
+            int j = at.first + m;
+            auto prior = [=](int above, int k) -> REAL {
+                if (!SOFTMAX) return row[k - above * L];
+                Softmax s = of_row[-above];  // whose scale is 0 where the row is not used
+                bool seen = (valid == nullptr || valid[k]) && (!CAUSAL || k <= j - above);
+                return seen ? s.scale * Softmax::e(row[k - above * L], s.top) : 0;
+            };
+            beliefs_in_logs(prior, C, B + at.start + m * L, decay, L, CAUSAL, m, include_self);
+        }
 }
-
-#define REFINE(name, SOFTMAX, CAUSAL)                                                                                   \
-    extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                  \
-    name(const REAL* in, const mask_t* valid, REAL* P, REAL* B, const REAL* decays, int L, int heads,                   \
-         int include_self) {                                                                                            \
-        refine<SOFTMAX, CAUSAL>(in, valid, P, B, decays, L, heads, include_self);                                       \
-    }
-REFINE(refine_in_registers, false, false)
-REFINE(refine_causal_in_registers, false, true)
-REFINE(softmax_refine_in_registers, true, false)
-REFINE(softmax_refine_causal_in_registers, true, true)
 
 // dl = B (dB - sum of dB B) is the gradient of the log-beliefs, and log t_ik collects it from the others, all or
 // (causal) the later ones. x_ik = P_ik dP_ik = dl_ik - c P_ik dlog_t_ik / t_ik, then through the softmax
-// ds = x - P sum x. tax: what the rows of each warp add to the sum of dlog_t P / t.
-extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)
-scores_gradient_in_registers(const REAL* __restrict__ dB, const REAL* __restrict__ B, const REAL* __restrict__ P,
-                             const REAL* decays, const REAL* cs, REAL* __restrict__ ds, double* tax, int L, int causal,
-                             int include_self) {
-    __shared__ double part[TEAM][WIDTH], own[WIDTH], base[WIDTH];
+// ds = x - P sum x. P = scale e is made again from the scores, B from P unless CAUSAL. tax: what the rows of each warp
+// add to the sum of dlog_t P / t.
+template <bool CAUSAL, bool FULL>
+__device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
+                                         const REAL* __restrict__ scores, const mask_t* __restrict__ valid,
+                                         const Softmax* __restrict__ softmaxes, const REAL* __restrict__ weights,
+                                         const REAL* __restrict__ decays, const REAL* __restrict__ cs,
+                                         REAL* __restrict__ ds, double* __restrict__ tax, int L, int heads) {
+    __shared__ Columns columns;
+    double(*part)[WIDTH] = columns.part, *base = columns.base;
+    if (FULL) L = WIDTH;
     Place at(L);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    REAL decay = decays[at.matrix], c = cs[at.matrix], x[ROWS][ITEMS];
+    REAL decay = decays[at.matrix], c = cs[at.matrix], least = faint(decay, CAUSAL, ROWS), x[ROWS][ITEMS];
+    if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
+    softmaxes += at.matrix * L + at.first;
+    weights += (long long)at.matrix * L;
+    unsigned keys = visible_keys<FULL>(L, valid);
+    auto load_e = [&](REAL (&e)[ITEMS], int m) {
+        load_row<FULL>(e, scores + at.start + m * L, L, at.has(m, L), -INFINITY);
+        if (!FULL || CAUSAL || valid != nullptr)
+            mask_row<FULL>(e, at.first + m, at.sees(m, L, valid), keys, CAUSAL);
+        REAL top = at.has(m, L) ? softmaxes[m].top : 0;
+        #pragma unroll
+        for (int n = 0; n < ITEMS; n++) e[n] = Softmax::e(e[n], top);
+    };
+    #pragma unroll
+    for (int m = 0; m < ROWS; m++) load_row<FULL>(x[m], dB + at.start + m * L, L, at.has(m, L), 0);
     #pragma unroll
     for (int m = 0; m < ROWS; m++) {
-        REAL b[ITEMS], along = 0;
-        load_row(x[m], dB + at.start + m * L, L, at.has(m, L), 0);
-        load_row(b, B + at.start + m * L, L, at.has(m, L), 0);
+        REAL b[ITEMS], along = 0, total = 0;
+        load_e(b, m);
+        bool again = !CAUSAL;
+        if (again) {
+            REAL scale = at.has(m, L) ? softmaxes[m].scale : 0, w[ITEMS];
+            opaque(decay);
+            load_row<FULL>(w, weights, L, true, 0);
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) {
+                b[n] = quotient(b[n] * w[n], message(b[n], decay, scale));
+                total += b[n];
+                along += x[m][n] * b[n];
+            }
+            total = warp_sum(total);
+            along = warp_sum(along);
+            again = total > least && total < INFINITY;
+        }
+        if (!again) {  // it has to be read; so do rows that are too faint to make again
+            load_row<FULL>(b, B + at.start + m * L, L, at.has(m, L), 0);
+            total = 1;
+            along = 0;
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) along += x[m][n] * b[n];
+            along = warp_sum(along);
+        }
+        REAL scale = 1 / total;
+        along *= scale;
         #pragma unroll
-        for (int n = 0; n < ITEMS; n++) along += x[m][n] * b[n];
-        along = warp_sum(along);
-        #pragma unroll
-        for (int n = 0; n < ITEMS; n++) x[m][n] = b[n] * (x[m][n] - along);  // dl
+        for (int n = 0; n < ITEMS; n++) x[m][n] = b[n] * (scale * x[m][n] - scale * along);  // dl
     }
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) {
         REAL sum = 0;
         #pragma unroll
         for (int m = 0; m < ROWS; m++) sum += x[m][n];
-        part[warp][lane + 32 * n] = sum;
+        part[warp][key<FULL>(n)] = sum;
     }
-    sum_columns(part, own, base, causal ? -1 : 0);
+    sum_columns(columns, CAUSAL ? -1 : 0);
     REAL g[ITEMS];
     double taxes = 0;
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) g[n] = base[lane + 32 * n] + (causal ? part[warp][lane + 32 * n] : 0);
+    for (int n = 0; n < ITEMS; n++)
+        g[n] = base[key<FULL>(n)] + (CAUSAL ? part[warp][key<FULL>(n)] : 0);
     #pragma unroll
     for (int m = ROWS - 1; m >= 0; m--) {  // upwards: a causal row collects from those below it
-        REAL p[ITEMS], total = 0, taxed_here = 0;
-        load_row(p, P + at.start + m * L, L, at.has(m, L), 0);
+        REAL e[ITEMS], total = 0, taxed = 0, scale = at.has(m, L) ? softmaxes[m].scale : 0;
+        load_e(e, m);
+        opaque(decay);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) {
-            REAL dl = x[m][n], heard = g[n];
-            if (!causal && !include_self) heard -= dl;
-            if (causal && include_self) heard += dl;
-            REAL taxed = DIVIDE(heard * p[n], message(p[n], decay));
-            if (causal) g[n] += dl;
-            x[m][n] = dl - c * taxed;
-            taxed_here += taxed;
+            REAL dl = x[m][n], heard = CAUSAL ? g[n] : g[n] - dl;
+            REAL taxed_here = quotient(heard * e[n], message(e[n], decay, scale));
+            if (CAUSAL) g[n] += dl;
+            x[m][n] = dl - (c * scale) * taxed_here;
+            taxed += taxed_here;
             total += x[m][n];
         }
-        taxes += taxed_here;
-        total = warp_sum(total);
+        taxes += scale * taxed;
+        total = scale * warp_sum(total);
         #pragma unroll
-        for (int n = 0; n < ITEMS; n++) x[m][n] -= p[n] * total;
-        store_row(x[m], ds + at.start + m * L, L, at.has(m, L));
+        for (int n = 0; n < ITEMS; n++) x[m][n] -= e[n] * total;
+        store_row<FULL>(x[m], ds + at.start + m * L, L, at.has(m, L));
     }
     taxes = warp_sum(taxes);
     if (lane == 0) tax[blockIdx.x * TEAM + warp] = taxes;
 }
+
+#define REFINE(name, SOFTMAX, CAUSAL, FULL)                                                                            \
+    extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
+    name(const REAL* in, const mask_t* valid, Softmax* softmaxes, REAL* weights, REAL* B, const REAL* decays, int L,   \
+         int heads, int include_self) {                                                                                \
+        refine<SOFTMAX, CAUSAL, FULL>(in, valid, softmaxes, weights, B, decays, L, heads, include_self);               \
+    }
+#define GRADIENT(name, CAUSAL, FULL)                                                                                   \
+    extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
+    name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Softmax* softmaxes,             \
+         const REAL* weights, const REAL* decays, const REAL* cs, REAL* ds, double* tax, int L, int heads) {           \
+        gradient<CAUSAL, FULL>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);               \
+    }
+#define ALL(suffix, FULL)                                                                                              \
+    REFINE(refine##suffix, false, false, FULL)                                                                         \
+    REFINE(refine_causal##suffix, false, true, FULL)                                                                   \
+    REFINE(softmax_refine##suffix, true, false, FULL)                                                                  \
+    REFINE(softmax_refine_causal##suffix, true, true, FULL)                                                            \
+    GRADIENT(scores_gradient##suffix, false, FULL)                                                                     \
+    GRADIENT(scores_gradient_causal##suffix, true, FULL)
+ALL(_in_registers, false)
+#if SINGLE  // where speed counts; to compile them takes seconds
+ALL(_of_full_rows_in_registers, true)
+#endif
 #endif

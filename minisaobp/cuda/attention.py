@@ -6,6 +6,7 @@ Axis letters: N matrices or rows, B batch, H heads, L tokens.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,24 +52,40 @@ def softmax_backward(dP, P):
     return ds
 
 
+class Prior(NamedTuple):
+    """What a refined softmax leaves for its gradient, beside its beliefs: P, or what makes it again."""
+
+    P: Any  # (B, H, L, L) the softmax; None where it is made again
+    scores: Any = None  # (B, H, L, L)
+    mask: Any = None  # (B, L) uint8, 0 for padding, or None
+    softmaxes: Any = None  # (B, H, L, 2) largest score and scale of every row
+    weights: Any = None  # (B, H, L) exp of the evidence about each label, up to a factor; None if causal
+
+
 def refined_softmax(scores, valid, lam, causal):
-    """`attention.refined_softmax`: scores (B, H, L, L), valid (B, L) or None, lam signed -> P and its beliefs B."""
+    """`attention.refined_softmax`: scores (B, H, L, L), valid (B, L) or None, lam signed -> beliefs B, Prior."""
     (scores,) = in_order(scores)
     if not _blocks(scores.shape[-1]):
         P = softmax_rows(scores, valid, causal, True)
-        return P, refine_rows(P, lam, causal, False)
-    P, B = cupy_library().empty_like(scores), cupy_library().empty_like(scores)
-    _refine_in_registers(scores, None if valid is None else valid.astype(np.uint8), P, B, lam, causal, False)
-    return P, B
+        return refine_rows(P, lam, causal, False), Prior(P)
+    cupy, B = cupy_library(), cupy_library().empty_like(scores)
+    mask = None if valid is None else valid.astype(np.uint8)
+    softmaxes = cupy.empty((*scores.shape[:-1], 2), scores.dtype)
+    weights = None if causal else cupy.empty(scores.shape[:-1], scores.dtype)
+    arrays = scores, mask, softmaxes, weights, B, _decays(lam, scores)[0]
+    _by_matrices("softmax_refine", causal, arrays, (scores.shape[1], 0))
+    return B, Prior(None, scores, mask, softmaxes, weights)
 
 
-def _refine_in_registers(given, valid, P, B, lam, causal, include_self):
-    L, heads = given.shape[-1], given.shape[-3] if given.ndim > 2 else 1
-    blocks, (decays, _) = _blocks(L), _decays(lam, given)
-    mask, priors = (0 if a is None else a for a in (valid, P))
-    name = f"{'' if P is None else 'softmax_'}refine_{'causal_' if causal else ''}in_registers"
-    arguments = (given, mask, priors, B, decays, np.int32(L), np.int32(heads), np.int32(include_self))
-    kernel(name, given, L)((blocks * (given.size // (L * L)),), (32 * TEAM,), arguments)
+def _by_matrices(name, causal, arrays, numbers):
+    """Launch a kernel in which blocks have a matrix of the first array, (..., L, L), in registers."""
+    L = arrays[0].shape[-1]
+    there = [a for a in arrays if a is not None]
+    full = L == 32 * items_of(L) and there[0].dtype.char == "f" and not any(a.data.ptr % 16 for a in there)
+    name = f"{name}{'_causal' * causal}{'_of_full_rows' * full}_in_registers"
+    pointers = (0 if a is None else a for a in arrays)
+    grid = (_blocks(L) * (there[0].size // (L * L)),)
+    kernel(name, there[0], L)(grid, (32 * TEAM,), (*pointers, np.int32(L), *map(np.int32, numbers)))
 
 
 def refine_rows(P, lam, causal, include_self, out=None):
@@ -79,7 +96,7 @@ def refine_rows(P, lam, causal, include_self, out=None):
     cupy, L = cupy_library(), P.shape[-1]
     B, N = cupy.empty_like(P) if out is None else out, P.size // (L * L)
     if _blocks(L):
-        _refine_in_registers(P, None, None, B, lam, causal, include_self)
+        _by_matrices("refine", causal, (P, None, None, None, B, _decays(lam, P)[0]), (1, include_self))
         return B
     decays, _ = _decays(lam, P)
     rows, own = N * L, np.int32(include_self)
@@ -95,27 +112,27 @@ def refine_rows(P, lam, causal, include_self, out=None):
     return B
 
 
-def refined_softmax_backward(dB, B, P, lam, causal, include_self):
+def refined_softmax_backward(dB, B, prior, lam, causal):
     """`attention.refined_softmax_backward`: ds, and for an array lam dlam of every matrix, float64, (..., 1, 1)."""
-    dB, B, P = in_order(dB, B, P)
-    cupy, L = cupy_library(), P.shape[-1]
-    N, own = P.size // (L * L), np.int32(include_self)
-    (decays, cs), ds, rows = _decays(lam, P), cupy.empty_like(P), N * L
-    if blocks := _blocks(L):
-        tax = cupy.empty((*P.shape[:-2], blocks * TEAM))
-        arguments = (dB, B, P, decays, cs, ds, tax, np.int32(L), np.int32(causal), own)
-        kernel("scores_gradient_in_registers", P, L)((N * blocks,), (32 * TEAM,), arguments)
+    dB, B = in_order(dB, B)
+    cupy, L, P = cupy_library(), B.shape[-1], prior.P
+    N = B.size // (L * L)
+    (decays, cs), ds, rows = _decays(lam, B), cupy.empty_like(B), N * L
+    if P is None:
+        tax = cupy.empty((*B.shape[:-2], _blocks(L) * TEAM))
+        arrays = dB, B, prior.scores, prior.mask, prior.softmaxes, prior.weights, decays, cs, ds, tax
+        _by_matrices("scores_gradient", causal, arrays, (B.shape[1],))
     else:
         r, tax = cupy.empty(rows), cupy.empty(P.shape[:-1])
         by_rows("row_dots", P, (dB, B, r, np.int64(rows), np.int32(L)), rows, 32)
         if causal:
-            arguments = (dB, B, P, r, decays, cs, ds, tax, np.int64(rows), np.int32(L), own)
+            arguments = (dB, B, P, r, decays, cs, ds, tax, np.int64(rows), np.int32(L))
             kernel("causal_gradient", P)(((rows + 127) // 128,), (128,), arguments)
             by_rows("through_softmax", P, (ds, P, np.int64(rows), np.int32(L)), rows, 32)
         else:
             g = cupy.empty(rows, P.dtype)
             kernel("column_sums", P)(((L + 63) // 64, N), (64, 8), (dB, B, r, g, np.int32(L)))
-            arguments = (dB, B, P, r, g, decays, cs, ds, tax, np.int64(rows), np.int32(L), own)
+            arguments = (dB, B, P, r, g, decays, cs, ds, tax, np.int64(rows), np.int32(L))
             by_rows("scores_gradient", P, arguments, rows, L)
     return ds, -cupy.exp(-lam) * tax.sum(axis=-1)[..., None, None] if isinstance(lam, cupy.ndarray) else None
 

@@ -54,19 +54,20 @@ extern "C" __global__ void beliefs(const REAL* __restrict__ P, const double* C, 
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32, matrix = row / L;
     if (row >= rows) return;
     REAL decay = decays[matrix], p[ITEMS], v[ITEMS], total = 0;
-    load_row(p, P + row * L, L, true, 0);
-    load_row(v, w + matrix * L, L, true, 0);
+    load_row<false>(p, P + row * L, L, true, 0);
+    load_row<false>(v, w + matrix * L, L, true, 0);
     for (int n = 0; n < ITEMS; n++) {
-        v[n] = include_self ? p[n] * v[n] : DIVIDE(p[n] * v[n], message(p[n], decay));
+        v[n] = include_self ? p[n] * v[n] : quotient(p[n] * v[n], message(p[n], decay));
         total += v[n];
     }
     total = warp_sum(total);
     if (!(total > faint(decay, false, 1))) {
-        beliefs_in_logs(P + row * L, C + matrix * L, B + row * L, decay, L, false, 0, include_self);
+        auto prior = [=](int, int k) { return P[row * L + k]; };
+        beliefs_in_logs(prior, C + matrix * L, B + row * L, decay, L, false, 0, include_self);
         return;
     }
     scale_to_one(v, total);
-    store_row(v, B + row * L, L, true);
+    store_row<false>(v, B + row * L, L, true);
 }
 
 // causal: token j hears i < j, a running sum down each column; the log-beliefs, less the evidence of the token itself,
@@ -122,7 +123,7 @@ extern "C" __global__ void column_sums(const REAL* dB, const REAL* B, const doub
 // g -> ds, as scores_gradient_in_registers has it; tax: the sum of dlog_t P / t of each row
 extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const REAL* P, const double* r, const REAL* g,
                                            const REAL* decays, const REAL* cs, REAL* ds, double* tax, long long rows,
-                                           int L, int include_self) {
+                                           int L) {
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows) return;
     int lane = threadIdx.x % 32;
@@ -135,7 +136,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
         if (k < L) {
             p[m] = P[row * L + k];
             REAL dl = B[row * L + k] * (dB[row * L + k] - r[row]);
-            REAL part = (g[n * L + k] - (include_self ? 0 : dl)) * p[m] / message(p[m], decays[n]);
+            REAL part = (g[n * L + k] - dl) * p[m] / message(p[m], decays[n]);
             x[m] = dl - cs[n] * part;
             taxes += part;
         }
@@ -154,7 +155,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
 extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
                                            const REAL* __restrict__ P, const double* __restrict__ r, const REAL* decays,
                                            const REAL* cs, REAL* __restrict__ x, double* tax, long long columns,
-                                           int L, int include_self) {
+                                           int L) {
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= columns) return;
     long long n = at / L;
@@ -164,11 +165,10 @@ extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const RE
     for (int i = L - 1; i >= 0; i--) {
         long long here = (n * L + i) * L + k;
         REAL p = P[here], dl = B[here] * (dB[here] - r[n * L + i]);
-        if (include_self) later += dl;
         REAL part = (REAL)later * p / message(p, decays[n]);
         x[here] = dl - cs[n] * part;
         taxes += part;
-        if (!include_self) later += dl;
+        later += dl;
     }
     tax[at] = taxes;
 }

@@ -1,19 +1,36 @@
-// What every kernel uses. REAL, ITEMS, WARPS, LOST, DIVIDE and EXP are defined where it is compiled (launch.py): the
-// dtype, how many numbers of a row a lane holds, rows per block, the smallest sum of beliefs to trust, a quick quotient
-// and a quick exponential.
+// What every kernel uses. REAL, SINGLE, ITEMS, WARPS and LOST are defined where it is compiled (launch.py): the dtype,
+// whether that is float, how many numbers of a row a lane holds, rows per block, the smallest sum of beliefs to trust.
 typedef unsigned char mask_t;
-#define FULL 0xffffffffu
+#define ALL_LANES 0xffffffffu
 #define INFINITY __int_as_float(0x7f800000)
 #define NEVER (-1e300)
 
 template <typename T>
 __device__ __forceinline__ T warp_sum(T x) {
-    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(FULL, x, o);
+    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(ALL_LANES, x, o);
     return x;
 }
 
 template <typename T>
 __device__ __forceinline__ T warp_max(T x) {
-    for (int o = 16; o; o >>= 1) x = max(x, __shfl_xor_sync(FULL, x, o));
+    for (int o = 16; o; o >>= 1) x = max(x, __shfl_xor_sync(ALL_LANES, x, o));
     return x;
 }
+
+// Quick exponential and quotient: of floats within 2 roundings, the exponential within 2 + |x| of them, and both
+// without numbers below a float's smallest normal one, which take several instructions more.
+#define LOG2_E 1.44269504f
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float quick_exp(float x) { return power_of_two(x * LOG2_E); }
+__device__ __noinline__ double quick_exp(double x) { return exp(x); }
+
+__device__ __forceinline__ float quotient(float a, float b) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b));
+    return a * y;
+}
+__device__ __forceinline__ double quotient(double a, double b) { return a / b; }

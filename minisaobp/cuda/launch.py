@@ -27,12 +27,9 @@ def _module(dtype, items):
     """The kernels for one dtype and for rows of at most 32 * items numbers, which a warp keeps in registers."""
     # NumPy's letters for dtypes: to ask for a name takes longer than to launch a kernel
     real = {"f": "float", "d": "double"}[dtype]
-    # the quick ones are within 2 roundings, and within 2 + |x| of them
-    quotient, exponential = ("__fdividef(a, b)", "__expf(x)") if real == "float" else ("((a) / (b))", "exp(x)")
     limits = np.finfo(dtype)
     lost = f"((REAL){float(limits.tiny) / float(limits.eps) ** 2!r})"
-    defines = {"REAL": real, "ITEMS": items, "WARPS": WARPS, "LOST": lost}
-    defines |= {"DIVIDE(a, b)": quotient, "EXP(x)": exponential}
+    defines = {"REAL": real, "SINGLE": int(real == "float"), "ITEMS": items, "WARPS": WARPS, "LOST": lost}
     head = "".join(f"#define {name} {value}\n" for name, value in defines.items())
     return cupy_library().RawModule(code=head + _SOURCE, options=("--std=c++14",))
 

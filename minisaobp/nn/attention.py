@@ -86,8 +86,9 @@ def project_backward(dy, cache):
 
 
 class RefinedSoftmaxCache(NamedTuple):
-    P: Any  # (B, H, L, L) the softmax
+    P: Any  # (B, H, L, L) the softmax, or None: then `softmax_of` makes it again
     refinement: Any  # RefinementCache; None where nothing is refined
+    prior: Any = None  # cuda.Prior, where a GPU refines it in one go
 
 
 def refined_softmax(scores, lam, variant, valid=None, causal=False):
@@ -95,8 +96,9 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
     xp = array_namespace(scores)
     refined = variant in REFINED
     if xp is not np and variant in ("high", "low"):
-        P, B = cuda.refined_softmax(scores, valid, -lam if variant == "low" else lam, causal)
-        return B, RefinedSoftmaxCache(P, RefinementCache(variant, lam, causal, False, P, B, None, None, None))
+        B, prior = cuda.refined_softmax(scores, valid, -lam if variant == "low" else lam, causal)
+        refinement = RefinementCache(variant, lam, causal, False, prior.P, B, None, None, None)
+        return B, RefinedSoftmaxCache(prior.P, refinement, prior)
     if xp is not np:
         P = cuda.softmax_rows(scores, valid, causal, refined)
     else:
@@ -117,13 +119,20 @@ def refined_softmax(scores, lam, variant, valid=None, causal=False):
     return A, RefinedSoftmaxCache(P, cache)
 
 
+def softmax_of(cache):
+    """P (B, H, L, L) of a RefinedSoftmaxCache."""
+    if cache.P is not None:
+        return cache.P
+    return cuda.softmax_rows(cache.prior.scores, cache.prior.mask, cache.refinement.causal, True)
+
+
 def refined_softmax_backward(dA, cache):
     """dA (B, H, L, L) -> dscores, and dlam in the shape of lam; None where nothing is refined, or by a fixed number."""
     refinement, dlam, gpu = cache.refinement, None, array_namespace(dA) is not np
     if refinement is not None and gpu and refinement.variant != "elemmul":
         sign = -1 if refinement.variant == "low" else 1
         ds, dlam = cuda.refined_softmax_backward(
-            dA, refinement.B, cache.P, sign * refinement.lam, refinement.causal, refinement.include_self
+            dA, refinement.B, cache.prior, sign * refinement.lam, refinement.causal
         )
         return ds, None if dlam is None else sum_to_shape(sign * dlam, refinement.lam.shape)
     if refinement is not None:

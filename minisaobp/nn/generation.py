@@ -17,7 +17,7 @@ from ..backend import array_namespace
 from ..bp.multistep import normalised_in_logs
 from ..bp.refinement import potts_messages
 from . import decoder, ops
-from .attention import REFINED, elu_features
+from .attention import REFINED, elu_features, softmax_of
 
 
 class Memory:
@@ -35,11 +35,11 @@ class Memory:
         if variant in ("high", "low"):
             self._signed = -self.own if variant == "low" else self.own
             self.evidence = xp.zeros((B, H, 1, room))  # float64: it only grows
-            t = potts_messages(cache.weights.P, self._signed)
+            t = potts_messages(softmax_of(cache.weights), self._signed)
             self.evidence[..., :L] = xp.log(t).sum(axis=-2, keepdims=True, dtype=np.float64)
         if variant == "elemmul":
             self.rows = xp.zeros((B, H, room, room), cache.v.dtype)
-            self.rows[..., :L, :L] = cache.weights.P
+            self.rows[..., :L, :L] = softmax_of(cache.weights)
 
     def attend(self, qkv):
         """`attention` for one more token: qkv (B, 1, 3, H, E) -> mixed (B, 1, H, E), A (B, H, 1, L), no cache."""

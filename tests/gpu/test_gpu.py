@@ -13,7 +13,7 @@ import pytest
 import minisaobp as ms
 from minisaobp.backend import NoGpu, library, to_host
 from minisaobp.nn import Bert, Config, Gpt2, ops
-from minisaobp.nn.attention import attention, attention_backward
+from minisaobp.nn.attention import attention, attention_backward, refined_softmax
 from minisaobp.nn.config import MIXINGS
 from minisaobp.text.batches import Batch
 from minisaobp.training.adamw import AdamW, clip_to_norm
@@ -122,6 +122,22 @@ def test_refinement(dtype, causal, length):
             ours = ms.refine(cupy.asarray(A), cupy.asarray(lam) if isinstance(lam, np.ndarray) else lam, **options)
             assert ours.dtype == A.dtype
             same(ours, wanted, dtype, (lam, include_self))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_refinement_of_a_matrix_that_begins_anywhere(causal):
+    A = priors(2, 128, 128, dtype=np.float32)
+    there = cupy.empty(A.size + 1, np.float32)[1:].reshape(A.shape)  # 4 bytes past what may be read 16 bytes at a time
+    there[...] = cupy.asarray(A)
+    same(ms.refine(there, 0.2, causal=causal), ms.refine(A.astype(np.float64), 0.2, causal=causal), "float32")
+
+
+@pytest.mark.parametrize("L", [128, 512])
+def test_a_nan_is_not_hidden_from_other_rows(L):
+    scores = cupy.zeros((1, 1, L, L), np.float32)
+    scores[..., 3, 5] = np.nan
+    B, _ = refined_softmax(scores, 0.2, "high")
+    assert cupy.isnan(B).all()
 
 
 @pytest.fixture
