@@ -446,6 +446,32 @@ def test_a_patch_is_of_its_arm_alone_and_prefixes_show_a_leak(tmp_path, capsys):
     assert original["measures"]["word_perplexity"] > original["measures"]["held_out_perplexity"]
 
 
+TOKENISES = """
+import contextlib
+from unittest import mock
+from minisaobp.text import dataset
+
+@contextlib.contextmanager
+def patched():
+    exact = dataset.train_wordpiece
+    with mock.patch.object(dataset, "train_wordpiece", lambda documents, size: exact(documents, size - 1)):
+        yield
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+def test_a_patch_may_tokenise(tmp_path, workers):
+    head = "variants = ['original']\nsequences = 1\n[arms.own]\npatch = 'own.py'\n[arms.linear]\nvariant = 'linear'\n"
+    config = write_study(tmp_path, head)
+    (tmp_path / "own.py").write_text(TOKENISES)
+    sweep(config, *workers)
+    tables = [
+        json.loads((tmp_path / "runs" / "run" / f"{arm}-seed-0" / "last" / "config.json").read_text())["vocab_size"]
+        for arm in ("original", "own", "linear")
+    ]
+    assert tables == [300, 299, 300]  # the text of one arm is not taken for that of another
+
+
 def test_a_changed_patch_is_not_mixed_with_what_is_done(tmp_path, capsys, monkeypatch):
     head = "variants = ['original']\nseeds = [0]\nsequences = 1\n[arms.own]\npatch = 'own.py'\n"
     config = write_study(tmp_path, head)

@@ -65,11 +65,10 @@ class Runner:
         folder = self.folder / job.folder
         folder.mkdir(parents=True, exist_ok=True)
         sittings, failed = self.sittings(job), None
-        in_force = contextlib.nullcontext() if job.patch is None else self.patch(job).open()
         try:
             if job.task and (problem := line_of(self.study.trained(job, results), results)["failed"]):
                 raise FloatingPointError(f"its model failed: {problem}")
-            with in_force:
+            with self.in_force(job):
                 text, curves, measures = (self.tuned if job.task else self.trained)(job, folder, results)
         except ValueError as error:
             self.fail(f"{job.name}: {error}")
@@ -122,12 +121,16 @@ class Runner:
                 self.fail(f"{job.name}: patch: {error}")
         return self.patches.get(job.patch)
 
+    def in_force(self, job):
+        """A context in which the run's patch is open, if it has one."""
+        return contextlib.nullcontext() if job.patch is None else self.patch(job).open()
+
     def trained(self, job, folder, results):
         """Fingerprint of the text, curves and final measures of a language model."""
         from ..sweep import final_measures
 
         asked = self.asked(job)
-        text = self.text(asked)
+        text = self.text(job)
         self.check_text(job, text.fingerprint, results)
         checkpoint, about = self.stopped(job, {"options": asked, "text": text.fingerprint} | self.identity(job), folder)
         curves = train.train_in_folder(asked, text, folder, self.xp, self.fail, checkpoint, about, self.measures(text))
@@ -168,8 +171,11 @@ class Runner:
             if same and other["text"] not in (None, fingerprint):
                 self.fail(f"{job.name}: the text is not that of {other['arm']}, seed {other['seed']}, in the results")
 
-    def text(self, asked):
-        key = json.dumps([asked[name] for name in (*train.PATHS, "length", "vocabulary", "model", "preset")])
+    def text(self, job):
+        """The text of a run, a Dataset. Its patch must be in force: it may be what tokenises."""
+        asked = self.asked(job)
+        names = (*train.PATHS, "length", "vocabulary", "model", "preset")
+        key = json.dumps([job.patch, *(asked[name] for name in names)])
         if key not in self.texts:
             try:
                 self.texts[key] = train.text_of(asked, train.tokenizer_of(asked, False, self.fail))
