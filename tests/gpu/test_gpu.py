@@ -1,6 +1,8 @@
 """CuPy against NumPy, on a real GPU: every kernel, every variant, whole models, training. Skipped where there is none.
 
 python -m pytest tests/gpu
+
+What the kernels calculate is seen without one too, in tests/emulator; registers, speed and how hardware rounds are not.
 """
 
 import subprocess

@@ -1,0 +1,242 @@
+"""The hand-written CUDA kernels on the processor, against the NumPy functions that each of them stands behind.
+
+python -m pytest tests/emulator
+
+Shows what the kernels calculate, a missing barrier, a write outside an array. Only a GPU shows registers, speed and how
+its quick exponential and reciprocal round.
+"""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from minisaobp import cuda
+from minisaobp.bp.refinement import refine_rows
+from minisaobp.cuda import launch, operations
+from minisaobp.nn import attention, ops
+from minisaobp.training.adamw import AdamW
+from tests.emulator import cupy_on_cpu
+from tests.emulator.cupy_on_cpu import EmulatorError
+
+if sys.platform != "linux" or shutil.which("g++") is None:
+    pytest.skip("needs g++ on Linux: apt-get install g++, or dnf install gcc-c++", allow_module_level=True)
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative, in norm, as in tests/gpu
+DTYPES = ["float64", "float32"]
+FORMS = pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+
+
+def forget():
+    """What was compiled for another architecture or handed out by another CuPy."""
+    of_launch = launch._module, launch._function, launch.has_clusters, launch.constant
+    for cached in (*of_launch, operations._gelu, operations._adamw):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cupy(tmp_path_factory):
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cupy_on_cpu, "folder", tmp_path_factory.mktemp("kernels"))
+        patch.setitem(sys.modules, "cupy", cupy_on_cpu.module())
+        yield sys.modules["cupy"]
+    forget()
+
+
+@pytest.fixture
+def gpu_for(monkeypatch):
+    """Sets the __CUDA_ARCH__."""
+
+    def choose(architecture):
+        forget()
+        monkeypatch.setattr(cupy_on_cpu, "architecture", architecture)
+
+    yield choose
+    forget()
+
+
+def same(ours, wanted, dtype, what="", least=0.0):
+    ours, wanted = np.asarray(ours, np.float64), np.asarray(wanted, np.float64)
+    assert ours.shape == wanted.shape and np.isfinite(ours).all(), what
+    error = np.linalg.norm((ours - wanted).ravel()) / max(np.linalg.norm(wanted.ravel()), 1e-30)
+    assert error <= max(TOLERANCE[dtype], least), (what, error)
+
+
+def numbers(*shape, dtype="float64", seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+# dtypes, tokens, architecture: a warp's rows full and not, by one block, by clusters of 4 and 16, by attention_long.cu
+LENGTHS = [(dtype, L, 900) for dtype in DTYPES for L in (5, 32, 100, 128, 200, 300)]
+LENGTHS += [("float32", 512, 900), *((dtype, 140, 800) for dtype in DTYPES)]  # full rows are apart for float32 alone
+FEWER = pytest.mark.parametrize("L,architecture", [(32, 900), (100, 900), (300, 900), (140, 800)])
+
+
+def sequences(L, dtype, seed=0):
+    """scores (B, 2, L, L), the gradient that comes from above, and which tokens there are; of long ones few."""
+    B = 1 if L > 200 else 2
+    valid = np.arange(L) < L - np.array([[L // 3], [0]])[:B]
+    valid[0, 2] = False
+    return 2 * numbers(B, 2, L, L, dtype=dtype, seed=seed), numbers(B, 2, L, L, dtype=dtype, seed=1), valid
+
+
+def moved(*values):
+    """Arrays to the GPU, all else as it is."""
+    return [sys.modules["cupy"].asarray(a) if isinstance(a, np.ndarray) else a for a in values]
+
+
+def softmax_and_back(scores, dA, *settings):
+    A, cache = attention.refined_softmax(scores.copy(), *settings)
+    return A, attention.softmax_of(cache), *attention.refined_softmax_backward(dA, cache)
+
+
+@FORMS
+@pytest.mark.parametrize("dtype,L,architecture", LENGTHS)
+def test_refined_softmax_and_its_gradient(gpu_for, dtype, causal, L, architecture):
+    gpu_for(architecture)
+    scores, dA, valid = sequences(L, dtype)
+    heads = np.array([0.3, 2.5]).reshape(2, 1, 1)
+    for lam, variant, mask in (
+        (0.3, "high", None),
+        (heads, "high", valid),
+        (heads, "low", valid),
+        (0, "original", valid),
+    ):
+        ours = softmax_and_back(*moved(scores, dA, lam), variant, *moved(mask), causal)
+        on_host = softmax_and_back(scores, dA, lam, variant, mask, causal)
+        wanted = softmax_and_back(scores.astype(float), dA.astype(float), lam, variant, mask, causal)
+        for name, a, b in zip(("A", "P", "dscores"), ours, wanted, strict=False):
+            assert a.dtype == dtype
+            same(a, b, dtype, (name, lam, variant))
+        if variant != "original" and lam is heads:
+            # dlam, a sum of differences, is off by 1e-5 in NumPy's float32 too: not worse than twice that
+            of_numpy = np.linalg.norm(on_host[3] - wanted[3]) / np.linalg.norm(wanted[3])
+            same(ours[3], wanted[3], dtype, ("dlam", variant), least=2 * of_numpy)
+        else:
+            assert ours[3] is None
+
+
+@FORMS
+@pytest.mark.parametrize("L,architecture", [(100, 900), (300, 900), (140, 800)])
+def test_softmax_whose_beliefs_leave_the_range_of_floats(gpu_for, causal, L, architecture):
+    gpu_for(architecture)
+    scores, dA, valid = sequences(L, "float64")
+    # All rows but one agree on a key, which is taxed for that by e^(-lambda L): what is left of a row is too little for
+    # a number, and is worked out in logarithms. With a stronger lambda dscores would be differences near e^lambda.
+    scores[..., 3] += 660
+    scores[..., L // 2, 3] -= 660
+    lam = np.array([1200 / L, 1000 / L]).reshape(2, 1, 1)
+    ours = softmax_and_back(*moved(scores, dA, lam), "high", *moved(valid), causal)
+    B, P, _, dlam = softmax_and_back(scores, dA, lam, "high", valid, causal)
+    # dscores by the definition: NumPy's goes by B / P, which it bounds by e^MAX_LOG_RATIO
+    dl = B * (dA - (B * dA).sum(axis=-1, keepdims=True))
+    heard = dl[..., ::-1, :].cumsum(axis=-2)[..., ::-1, :] if causal else dl.sum(axis=-2, keepdims=True)
+    x = dl + np.expm1(-lam) * (heard - dl) * P / (1 - P + np.exp(-lam) * P)
+    for n, (a, b) in enumerate(zip(ours, (B, P, x - P * x.sum(axis=-1, keepdims=True), dlam), strict=True)):
+        same(a, b, "float64", n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@FORMS
+@FEWER
+def test_refine_rows(cupy, gpu_for, dtype, causal, L, architecture):
+    gpu_for(architecture)
+    P = np.exp(2 * numbers(2, L, L)) * (np.tri(L) if causal else 1)
+    P /= P.sum(axis=-1, keepdims=True)
+    P[:, 1::4] = 0  # rows without anything
+    one_sink = P.copy()
+    one_sink[:, : L // 2] = np.eye(L)[0]
+    for priors, lams in ((P, (0.7, -1.5)), (one_sink, (80.0, -80.0))):
+        priors, lam = priors.astype(dtype), np.array(lams).reshape(2, 1, 1)
+        for include_self in (False, True):
+            options = {"causal": causal, "include_self": include_self}
+            wanted, _ = refine_rows(priors.astype(float), lam, "high", **options)
+            there, there_lam = moved(priors, lam)
+            ours, _ = refine_rows(there, there_lam, "high", **options, out=cupy.empty_like(there))
+            same(ours, wanted, dtype, (lams, include_self))
+
+
+# ---- the other operations -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operations(dtype):
+    def layer_norm(x, gamma, beta, dy):
+        y, cache = ops.layer_norm(x, gamma, beta, 1e-12)
+        return y, *ops.layer_norm_backward(dy, cache)
+
+    def gelu(x, dy):
+        y, cache = ops.gelu(x)
+        z, tanh_cache = ops.gelu(x, tanh=True)
+        return y, ops.gelu_backward(dy, cache), z, ops.gelu_backward(dy, tanh_cache)
+
+    def cross_entropy(logits, labels):
+        loss, cache = ops.cross_entropy(logits, labels)
+        return loss, ops.cross_entropy_backward(0.7, cache)
+
+    def embedding(ids, table, dy):
+        y, cache = ops.embedding(ids, table)
+        return y, ops.embedding_backward(dy, cache)
+
+    def adamw(weights, gradient):
+        weights, optimiser = weights.copy(), AdamW(weights * 0, abs(weights) * 0, decayed=700)
+        for _ in range(3):
+            optimiser.update(weights, gradient, 0.01)
+        return weights, optimiser.mean, optimiser.square
+
+    def sum_of_rows(x):
+        return (x.sum(axis=0) if type(x) is np.ndarray else cuda.sum_of_rows(x),)
+
+    def of(*shape, seed=0):
+        return numbers(*shape, dtype=dtype, seed=seed)
+
+    rng = np.random.default_rng(0)
+    cases = [
+        (layer_norm, [of(3, 11, 6), of(6, seed=1), of(6, seed=2), of(3, 11, 6, seed=3)]),
+        (layer_norm, [of(70, 100), of(100, seed=1), of(100, seed=2), of(70, 100, seed=3)]),
+        (gelu, [3 * of(3, 700), of(3, 700, seed=1)]),
+        (cross_entropy, [4 * of(3, 1003), rng.integers(0, 1003, 3)]),
+        (embedding, [rng.integers(0, 9, (4, 33)), of(9, 40), of(4, 33, 40)]),
+        (adamw, [of(1000), of(1000, seed=1)]),
+        (sum_of_rows, [of(150, 70)]),
+    ]
+    for function, arrays in cases:
+        ours = function(*moved(*arrays))
+        for n, (a, b) in enumerate(zip(ours, function(*arrays), strict=True)):
+            same(a, b, dtype, (function.__name__, n))
+
+
+# ---- the emulator itself --------------------------------------------------------------------------------------------
+
+SHARED = "__shared__ double s[256]; s[threadIdx.x] = threadIdx.x;"
+WRONG = {  # what is in a kernel, and the complaint
+    "race": (SHARED + "__syncwarp(); x[threadIdx.x] = s[255 - threadIdx.x];", "a race"),
+    "deadlock": ("if (threadIdx.x < 128) __syncthreads();", "deadlock: 128 of the 256 threads of a block"),
+    "divergence": ("if (threadIdx.x % 2) __syncwarp();\n else __syncwarp();", "threads of one warp wait at line"),
+    "overrun": ("x[threadIdx.x + 1] = 0;", "a write outside the array of argument 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_seen(cupy, name):
+    code = "".join(f'extern "C" __global__ void {each}(double* x) {{ {WRONG[each][0]} }}\n' for each in WRONG)
+    kernel = cupy.RawModule(code=code).get_function(name)
+    with pytest.raises(EmulatorError, match=WRONG[name][1]):
+        kernel((1,), (256,), (cupy.empty(256),))
+
+
+def test_what_does_not_fit_is_seen(cupy):
+    code = 'extern "C" __global__ void some(double* x, int n) { __shared__ double s[2]; x[threadIdx.x] = s[0]; }'
+    some, x = cupy.RawModule(code=code).get_function("some"), cupy.full(64, 1.0)
+    for args in ((x, np.int64(0)), (x.astype("f"), np.int32(0)), (np.int32(0), x)):
+        with pytest.raises(EmulatorError, match="takes"):
+            some((1,), (32,), args)
+    some((1,), (32,), (x, np.int32(0)))
+    assert np.isnan(x[:32]).all() and (x[32:] == 1).all()  # of shared memory that nobody wrote
+    code = 'extern "C" __global__ void other() { asm volatile("nanosleep.u32 %0;" :: "r"(1)); }'
+    with pytest.raises(EmulatorError, match=r"does not know: 'nanosleep.u32 %0;'"):
+        cupy.RawModule(code=code)
