@@ -97,14 +97,11 @@ __device__ __forceinline__ void scale_to_one(REAL (&v)[ITEMS], REAL total) {
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
 }
 
-// The softmax of scores s is scale e(s), e(s) = exp(s - top) with `top` in units of log 2 if they are floats; of a row
-// that sees nothing it is zero.
+// The softmax of scores s is scale e(s), e(s) = exp(s - top); of a row that sees nothing it is zero. Of the largest
+// score e is 1 and no less, so scale is at most 1 and no message below its decay.
 struct Softmax {
     REAL top, scale;
-    static __device__ __forceinline__ float e(float s, float top) { return power_of_two(fmaf(s, LOG2_E, -top)); }
-    static __device__ __forceinline__ double e(double s, double top) { return quick_exp(s - top); }
-    static __device__ __forceinline__ float top_of(float s) { return s * LOG2_E; }
-    static __device__ __forceinline__ double top_of(double s) { return s; }
+    __device__ __forceinline__ REAL e(REAL s) const { return quick_exp(s - top); }
 };
 
 // from masked scores s to e(s), and what their softmax is
@@ -113,11 +110,12 @@ __device__ __forceinline__ Softmax softmax_of(REAL (&s)[ITEMS]) {
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) top = max(top, s[n]);
     top = warp_max(top);
-    top = top == -INFINITY ? 0 : Softmax::top_of(top);
+    Softmax softmax = {top == -INFINITY ? 0 : top, 0};
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) { s[n] = Softmax::e(s[n], top); total += s[n]; }
+    for (int n = 0; n < ITEMS; n++) { s[n] = softmax.e(s[n]); total += s[n]; }
     total = warp_sum(total);
-    return {top, total == 0 ? 0 : 1 / total};
+    if (total != 0) softmax.scale = 1 / total;
+    return softmax;
 }
 
 // Beliefs of one row whose weights have left a float's range, by a warp, in logarithms: C (L) is the evidence before
@@ -342,7 +340,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
             Softmax found = softmax_of(e[m]);
             if (lane == 0) {
                 softmax[warp][m] = found;
-                if (at.has(m, L)) softmaxes[at.matrix * L + at.first + m] = found;
+                if (at.has(m, L)) softmaxes[(long long)at.matrix * L + at.first + m] = found;
             }
         }
         __syncwarp();
@@ -416,9 +414,9 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
             int j = at.first + m;
             auto prior = [=](int above, int k) -> REAL {
                 if (!SOFTMAX) return row[k - above * L];
-                Softmax s = of_row[-above];  // whose scale is 0 where the row is not used
-                bool seen = (valid == nullptr || valid[k]) && (!CAUSAL || k <= j - above);
-                return seen ? s.scale * Softmax::e(row[k - above * L], s.top) : 0;
+                Softmax s = of_row[-above];
+                bool seen = s.scale != 0 && (valid == nullptr || valid[k]) && (!CAUSAL || k <= j - above);
+                return seen ? s.scale * s.e(row[k - above * L]) : 0;
             };
             beliefs_in_logs(prior, C, B + at.start + m * L, decay, L, CAUSAL, m, include_self);
         }
@@ -441,16 +439,16 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     REAL decay = decays[at.matrix], c = cs[at.matrix], least = faint(decay, CAUSAL, ROWS), x[ROWS][ITEMS];
     if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
-    softmaxes += at.matrix * L + at.first;
+    softmaxes += (long long)at.matrix * L + at.first;
     weights += (long long)at.matrix * L;
     unsigned keys = visible_keys<FULL>(L, valid);
     auto load_e = [&](REAL (&e)[ITEMS], int m) {
         load_row<FULL>(e, scores + at.start + m * L, L, at.has(m, L), -INFINITY);
         if (!FULL || CAUSAL || valid != nullptr)
             mask_row<FULL>(e, at.first + m, at.sees(m, L, valid), keys, CAUSAL);
-        REAL top = at.has(m, L) ? softmaxes[m].top : 0;
+        Softmax softmax = {at.has(m, L) ? softmaxes[m].top : 0, 0};
         #pragma unroll
-        for (int n = 0; n < ITEMS; n++) e[n] = Softmax::e(e[n], top);
+        for (int n = 0; n < ITEMS; n++) e[n] = softmax.e(e[n]);
     };
     #pragma unroll
     for (int m = 0; m < ROWS; m++) load_row<FULL>(x[m], dB + at.start + m * L, L, at.has(m, L), 0);

@@ -19,13 +19,11 @@ __device__ __forceinline__ T warp_max(T x) {
 
 // Quick exponential and quotient: of floats within 2 roundings, the exponential within 2 + |x| of them, and both
 // without numbers below a float's smallest normal one, which take several instructions more.
-#define LOG2_E 1.44269504f
-__device__ __forceinline__ float power_of_two(float x) {
+__device__ __forceinline__ float quick_exp(float x) {
     float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));  // log2 e
     return y;
 }
-__device__ __forceinline__ float quick_exp(float x) { return power_of_two(x * LOG2_E); }
 __device__ __noinline__ double quick_exp(double x) { return exp(x); }
 
 __device__ __forceinline__ float quotient(float a, float b) {

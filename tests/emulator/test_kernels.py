@@ -140,6 +140,36 @@ def test_softmax_whose_beliefs_leave_the_range_of_floats(gpu_for, causal, L, arc
         same(a, b, "float64", n)
 
 
+@FORMS
+@pytest.mark.parametrize("L", [32, 100])
+def test_rows_that_are_one_hot(causal, L):
+    # P is 1 up to its rounding, and the message e^-lambda: 1 - P must not come out below 0
+    scores = numbers(1, 2, L, L, dtype="float32") + 60 * (np.arange(L) == np.arange(L)[:, None] // 3)
+    scores[..., 5, :] /= 60
+    for lam in (20.0, 40.0):
+        ours, _ = attention.refined_softmax(*moved(scores.astype("float32"), lam), "high", None, causal)
+        wanted, _ = attention.refined_softmax(scores.astype(float), lam, "high", None, causal)
+        same(ours, wanted, "float32", lam, least=2e-5)  # scores of 60 in float32 are known to 4e-6
+
+
+def test_the_rows_of_padding_are_zero_whatever_their_scores():
+    scores, dA, valid = sequences(32, "float32")
+    scores *= 200  # their exponentials are beyond a float
+    B, cache = attention.refined_softmax(*moved(scores, 0.3), "high", *moved(valid))
+    ds, _ = attention.refined_softmax_backward(*moved(dA), cache)
+    assert not B[~valid[:, None].repeat(2, axis=1)].any()
+    assert np.isfinite(B).all() and np.isfinite(ds).all()
+
+
+def test_scores_near_the_ends_of_floats():
+    scores = np.zeros((1, 1, 32, 32), "float32")
+    scores[..., 0, :] = np.finfo("float32").min
+    scores[..., 1, :] = -1e10 * np.arange(32)
+    scores[..., 2, :5] = 3e38
+    ours, _ = attention.refined_softmax(*moved(scores, 0.3), "high")
+    same(ours, attention.refined_softmax(scores.astype(float), 0.3, "high")[0], "float32")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @FORMS
 @FEWER
