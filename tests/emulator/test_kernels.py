@@ -15,10 +15,10 @@ import pytest
 from minisaobp import cuda
 from minisaobp.bp.refinement import refine_rows
 from minisaobp.cuda import launch, operations
-from minisaobp.nn import attention, ops
-from minisaobp.training.adamw import AdamW
+from minisaobp.nn import attention
 from tests.emulator import cupy_on_cpu
 from tests.emulator.cupy_on_cpu import EmulatorError
+from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm
 
 if sys.platform != "linux" or shutil.which("g++") is None:
     pytest.skip("needs g++ on Linux: apt-get install g++, or dnf install gcc-c++", allow_module_level=True)
@@ -195,29 +195,6 @@ def test_refine_rows(cupy, gpu_for, dtype, causal, L, architecture):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operations(dtype):
-    def layer_norm(x, gamma, beta, dy):
-        y, cache = ops.layer_norm(x, gamma, beta, 1e-12)
-        return y, *ops.layer_norm_backward(dy, cache)
-
-    def gelu(x, dy):
-        y, cache = ops.gelu(x)
-        z, tanh_cache = ops.gelu(x, tanh=True)
-        return y, ops.gelu_backward(dy, cache), z, ops.gelu_backward(dy, tanh_cache)
-
-    def cross_entropy(logits, labels):
-        loss, cache = ops.cross_entropy(logits, labels)
-        return loss, ops.cross_entropy_backward(0.7, cache)
-
-    def embedding(ids, table, dy):
-        y, cache = ops.embedding(ids, table)
-        return y, ops.embedding_backward(dy, cache)
-
-    def adamw(weights, gradient):
-        weights, optimiser = weights.copy(), AdamW(weights * 0, abs(weights) * 0, decayed=700)
-        for _ in range(3):
-            optimiser.update(weights, gradient, 0.01)
-        return weights, optimiser.mean, optimiser.square
-
     def sum_of_rows(x):
         return (x.sum(axis=0) if type(x) is np.ndarray else cuda.sum_of_rows(x),)
 

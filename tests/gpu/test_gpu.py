@@ -18,10 +18,11 @@ from minisaobp.nn import Bert, Config, Gpt2, ops
 from minisaobp.nn.attention import attention, attention_backward, refined_softmax
 from minisaobp.nn.config import MIXINGS
 from minisaobp.text.batches import Batch
-from minisaobp.training.adamw import AdamW, clip_to_norm
+from minisaobp.training.adamw import clip_to_norm
 from minisaobp.training.checkpoint import find_checkpoint
 from minisaobp.training.loop import Settings, evaluate, optimiser_for, train
 from minisaobp.training.run import lines_until, train_run
+from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,39 +61,16 @@ def test_layer_norm(dtype, width):
     x, dy = (numbers(3, 50, width, dtype=dtype, seed=n) for n in (1, 2))
     gamma, beta = (numbers(width, dtype=dtype, seed=n) for n in (3, 4))
 
-    def run(x, gamma, beta, dy):
-        y, cache = ops.layer_norm(x, gamma, beta, 1e-12)
-        return y, *ops.layer_norm_backward(dy, cache)
-
-    for ours, wanted in both(run, x, gamma, beta, dy):
+    for ours, wanted in both(layer_norm, x, gamma, beta, dy):
         same(ours, wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_cross_entropy_embedding_adamw(dtype):
-    def gelu(x, dy):
-        y, cache = ops.gelu(x)
-        z, tanh_cache = ops.gelu(x, tanh=True)
-        return y, ops.gelu_backward(dy, cache), z, ops.gelu_backward(dy, tanh_cache)
-
     def linear_gelu(x, W, b, dy):
         y, cache = ops.linear_gelu(x, W, b)
         z, tanh_cache = ops.linear_gelu(x, W, b, tanh=True)
         return y, *ops.linear_gelu_backward(dy, cache), z, *ops.linear_gelu_backward(dy, tanh_cache)
-
-    def cross_entropy(logits, labels):
-        loss, cache = ops.cross_entropy(logits, labels)
-        return loss, ops.cross_entropy_backward(0.7, cache)
-
-    def embedding(ids, table, dy):
-        y, cache = ops.embedding(ids, table)
-        return y, ops.embedding_backward(dy, cache)
-
-    def adamw(weights, gradient):
-        weights, optimiser = weights.copy(), AdamW(weights * 0, abs(weights) * 0, decayed=700)
-        for _ in range(3):
-            optimiser.update(weights, gradient, 0.01)
-        return weights, optimiser.mean, optimiser.square
 
     ids = np.random.default_rng(0).integers(0, 9, (4, 33))
     cases = {
