@@ -1,5 +1,7 @@
 """Operations there and back, on the arrays of any library: what tests/gpu and tests/emulator compare with NumPy."""
 
+import numpy as np
+
 from minisaobp.nn import ops
 from minisaobp.training.adamw import AdamW
 
@@ -30,3 +32,16 @@ def adamw(weights, gradient):
     for _ in range(3):
         optimiser.update(weights, gradient, 0.01)
     return weights, optimiser.mean, optimiser.square
+
+
+def rounding_of_dlam(dB, B, P, lam, dlam, causal):
+    """How far dlam may be off in float32, relative in norm, from float64 (B, H, L, L), lam (H, 1, 1), dlam as summed.
+
+    dlam is a sum of terms that are 20 to 100 times as large together as it is. A term is a product of five factors (B,
+    P, the gradient that 1/t hears, 1/t, e^-lambda), each known to about 2 roundings of 2^-24 (quick_exp, quotient).
+    """
+    dl = B * (dB - (B * dB).sum(axis=-1, keepdims=True))
+    heard = dl[..., ::-1, :].cumsum(axis=-2)[..., ::-1, :] if causal else dl.sum(axis=-2, keepdims=True)
+    terms = np.exp(-lam) * (heard - dl) * P / (1 + np.expm1(-lam) * P)
+    np.testing.assert_allclose(abs(terms.sum(axis=(0, 2, 3))), abs(dlam).ravel(), rtol=1e-8)
+    return 10 * 2.0**-24 * np.linalg.norm(abs(terms).sum(axis=(0, 2, 3))) / np.linalg.norm(dlam)

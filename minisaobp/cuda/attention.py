@@ -5,12 +5,13 @@ compares the two.
 Axis letters: N matrices or rows, B batch, H heads, L tokens.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .launch import by_rows, constant, cupy_library, has_clusters, in_order, items_of, kernel
+from .launch import by_rows, cupy_library, has_clusters, in_order, items_of, kernel
 
 TEAM = 8  # warps of each of the blocks that share a matrix
 
@@ -20,17 +21,24 @@ def _blocks(L):
     items = items_of(L)
     if items <= 4:
         return 1
-    return (4 if items == 8 else 16) if items <= 16 and has_clusters(cupy_library().cuda.Device().id) else 0
+    return (4 if items == 8 else 16) if items <= 16 and has_clusters(cupy_library().cuda.runtime.getDevice()) else 0
 
 
 def _decays(lam, stack):
     """e^-lambda and 1 - e^-lambda for every matrix of a stack (..., L, L), each (N,) in the stack's dtype."""
-    cupy, shape = cupy_library(), stack.shape[:-2]
+    cupy = cupy_library()
     if isinstance(lam, cupy.ndarray):
-        lams = cupy.broadcast_to(lam.astype(np.float64), (*shape, 1, 1)).reshape(-1)
+        lams = cupy.broadcast_to(lam.astype(np.float64), (*stack.shape[:-2], 1, 1)).reshape(-1)
         return cupy.exp(-lams).astype(stack.dtype), (-cupy.expm1(-lams)).astype(stack.dtype)
-    where = math.prod(shape), stack.dtype.char, cupy.cuda.Device().id
-    return constant(math.exp(-lam), *where), constant(-math.expm1(-lam), *where)
+    return _equal_decays(
+        float(lam), stack.size // stack.shape[-1] ** 2, stack.dtype.char, cupy.cuda.runtime.getDevice()
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _equal_decays(lam, count, dtype, device):
+    """`_decays` of one lambda, made once for each device."""
+    return tuple(cupy_library().full(count, decay, dtype) for decay in (math.exp(-lam), -math.expm1(-lam)))
 
 
 def softmax_rows(scores, valid, causal, mask_rows):
@@ -79,13 +87,14 @@ def refined_softmax(scores, valid, lam, causal):
 
 def _by_matrices(name, causal, arrays, numbers):
     """Launch a kernel in which blocks have a matrix of the first array, (..., L, L), in registers."""
-    L = arrays[0].shape[-1]
-    there = [a for a in arrays if a is not None]
-    full = L == 32 * items_of(L) and there[0].dtype.char == "f" and not any(a.data.ptr % 16 for a in there)
-    name = f"{name}{'_causal' * causal}{'_of_full_rows' * full}_in_registers"
-    pointers = (0 if a is None else a for a in arrays)
-    grid = (_blocks(L) * (there[0].size // (L * L)),)
-    kernel(name, there[0], L)(grid, (32 * TEAM,), (*pointers, np.int32(L), *map(np.int32, numbers)))
+    first = arrays[0]
+    L, at = first.shape[-1], 0
+    for a in arrays:
+        at |= 0 if a is None else a.data.ptr
+    full = first.dtype.char == "f" and L == 32 * items_of(L) and at % 16 == 0
+    name = f"{name}{'_causal' if causal else ''}{'_of_full_rows' if full else ''}_in_registers"
+    arguments = *[0 if a is None else a for a in arrays], np.int32(L), *[np.int32(n) for n in numbers]
+    kernel(name, first, L)((_blocks(L) * (first.size // (L * L)),), (32 * TEAM,), arguments)
 
 
 def refine_rows(P, lam, causal, include_self, out=None):

@@ -44,6 +44,7 @@ def _function(name, dtype, items):
     return function
 
 
+@functools.cache
 def items_of(width):
     """How many numbers of a row of this width a lane holds: a power of two."""
     return max(1, 1 << (-(-width // 32) - 1).bit_length())
@@ -63,9 +64,3 @@ def by_rows(name, array, arguments, rows, width):
 def has_clusters(device):
     """Whether blocks of this device read each other's shared memory: compute capability 9.0 or later."""
     return int(cupy_library().cuda.Device(device).compute_capability) >= 90
-
-
-@functools.lru_cache(maxsize=64)
-def constant(value, count, dtype, device):
-    """An array (count,) of one number, filled once for each device."""
-    return cupy_library().full(count, value, dtype)

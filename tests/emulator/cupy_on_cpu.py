@@ -237,8 +237,8 @@ def empty(shape, dtype=float):
 
 
 class _Device:
-    def __init__(self, number=0):
-        self.id, self.compute_capability = number, str(architecture // 10)
+    def __init__(self, number):
+        self.compute_capability = str(architecture // 10)
 
 
 def _of_numpy(name):
@@ -254,5 +254,6 @@ def module():
     cupy.empty, cupy.empty_like = empty, lambda a: empty(a.shape, a.dtype)
     cupy.asarray = lambda a: np.array(a).view(ndarray)
     driver = types.SimpleNamespace(funcSetAttribute=RawKernel.allow)
-    cupy.cuda = types.SimpleNamespace(Device=_Device, driver=driver)
+    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    cupy.cuda = types.SimpleNamespace(Device=_Device, driver=driver, runtime=runtime)
     return cupy
