@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-STAGES = ("search", "run", "finetune", "check", "check-finetune")
+CHECK_STAGES = ("check", "check-finetune")
+STAGES = ("search", "run", "finetune", *CHECK_STAGES)
 
 
 class Job(NamedTuple):

@@ -600,8 +600,10 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
         line |= {"commit": where[0]["commit"], "model": where}
     assert without_times(again) == without_times(json.loads(json.dumps(lines)))
     assert capsys.readouterr().out.count(", as recorded") == 3  # high, seed 1, and the two of the check
+    other = (tmp_path / "tasks" / "SST-2").rename(tmp_path / "away")  # which the check has no need of
     sweep(config, "--check")
     assert "check-finetune: rte, high, seed 8: dev_score" in capsys.readouterr().out
+    other.rename(tmp_path / "tasks" / "SST-2")
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(line) + "\n" for line in lines if line["stage"] != "check-finetune"))
     dev = tmp_path / "tasks" / "RTE" / "dev.tsv"

@@ -96,7 +96,7 @@ def test_held_out_files_an_existing_tokenizer_and_perplexity_per_word(tmp_path, 
     (tmp_path / "vocab.txt").unlink()  # the run has its own copy
     assert run("train", "--resume", tmp_path / "encoder").returncode == 0
     refused(tmp_path, ["train", "--tokenizer", "decoder/best"], r"--tokenizer: expected a tokenizer with \[PAD\]")
-    refused(tmp_path, ["train", "--tokenizer", "vocab.txt"], "--tokenizer: .*vocab.txt cannot be read as a tokenizer")
+    refused(tmp_path, ["train", "--tokenizer", "vocab.txt"], "--tokenizer: .*vocab.txt: no such file")
     refused(tmp_path, ["train", "--tokenizer", "decoder/best", "--vocabulary", "400"], "--vocabulary: not beside --tok")
     refused(tmp_path, ["train", "--held-out", "other.txt"], "--held-out: needs --corpus")
 

@@ -36,7 +36,7 @@ def run(args, fail):
 
 def _run(args, fail, held):
     from ..files import append_json, write_whole
-    from ..study import STAGES, study_of
+    from ..study import CHECK_STAGES, STAGES, study_of
     from ..sweep import compare_arms, cut_results, read_results, result_of, table
 
     path = Path(args.config)
@@ -55,7 +55,7 @@ def _run(args, fail, held):
     refuse = lambda problem: fail(f"{path}: {problem}")  # noqa: E731
     folder = Path(args.runs or Path("runs", "sweep", path.resolve().parent.name))
     runner = Runner(study, args, folder, refuse)
-    for stage in STAGES:  # before any work
+    for stage in CHECK_STAGES if args.check else STAGES:  # before any work
         for job in study.jobs(stage, results):
             runner.check_options(job)
     if study.prefixes and not any(train.is_causal(runner.asked(job)) for job in study.jobs("run", results)):
@@ -183,12 +183,13 @@ def _summary(line):
 
 def _check(study, args, results, path, fail):
     """Repeat the runs of the check stages; what they find must lie within what the recorded ones differ by."""
+    from ..study import CHECK_STAGES
     from ..sweep import result_of
 
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(study, args, Path(folder), fail)
-        stages = [jobs for jobs in map(study.jobs, ("check", "check-finetune")) if jobs]
+        stages = [jobs for jobs in map(study.jobs, CHECK_STAGES) if jobs]
         if not stages:
             fail("argument --check: the study has no stage check")
         try:

@@ -104,6 +104,8 @@ def load_tokenizer(path):
             expected = "tokenizer.json, vocab.txt or vocab.json with merges.txt"
             raise ValueError(f"{path} has no tokenizer: expected {expected}")
         path = found[0]
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
     try:
         if path.suffix == ".txt":
             words = path.read_text(encoding="utf-8").splitlines()
