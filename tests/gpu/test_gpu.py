@@ -163,7 +163,7 @@ def test_hard_cases_of_the_refinement(dtype, L):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("length", [7, 128, 200, 300, 600])
+@pytest.mark.parametrize("length", [7, 128, 200, 300, 512, 600])
 def test_attention(dtype, variant, causal, padded, length):
     qkv = numbers(2, length, 1 if variant in ("none", "uniform", "fixed") else 3, 4, 16, dtype=dtype)
     dmixed = numbers(2, length, 4, 16, dtype=dtype, seed=1)
