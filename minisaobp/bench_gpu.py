@@ -34,6 +34,7 @@ def bench_gpu(out, xp):
     torch, transformers = _peers()
     for shape in SHAPES:
         results["refinement"]["x".join(map(str, shape))] = _refinement(shape, xp, torch)
+    xp.get_default_memory_pool().free_all_blocks()  # PyTorch's models want what ours and the kernels had
     for step in STEPS:
         name, batch, length = step
         rows = ours[step] | (_their_steps(name, *batches[step], xp, torch, transformers) if torch else {})
@@ -44,12 +45,15 @@ def bench_gpu(out, xp):
 
 
 def _peers():
-    """PyTorch and transformers, or None twice."""
+    """PyTorch and transformers, or None twice if either is missing, cannot be loaded beside CuPy or finds no GPU."""
     try:
         import torch
         import transformers
-    except ImportError:
-        print("PyTorch and transformers are not installed: no peer to compare with")
+    except (ImportError, OSError) as error:  # OSError: of a library of CUDA's
+        print(f"No PyTorch and transformers to compare with: {error}")
+        return None, None
+    if not torch.cuda.is_available():
+        print(f"No PyTorch and transformers to compare with: PyTorch {torch.__version__} finds no GPU")
         return None, None
     torch.backends.cuda.matmul.allow_tf32 = True
     return torch, transformers

@@ -1,9 +1,14 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minisaobp import bench, bench_cost, bench_text, cli
+from minisaobp import bench, bench_cost, bench_gpu, bench_text, cli
 
 
 def test_contestants_take_turns():
@@ -50,3 +55,49 @@ def test_an_option_of_another_benchmark_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "cost", "--corpus", "x", "--out", str(tmp_path)])
     assert "argument --corpus: only of text" in capsys.readouterr().err
+
+
+def test_bench_gpu_measures_ours_before_pytorch_and_leaves_it_the_memory(tmp_path, monkeypatch):
+    calls = []
+
+    def noted(name, result):
+        return lambda *_: calls.append(name) or result
+
+    row = {"median": 1.0, "quartiles": [1.0, 1.0], "megabytes": 1.0}
+    ours = {"minisaobp, original": row, "minisaobp, high": row}
+    pieces = {"_our_steps": ours, "_kernels": {}, "_peers": ("torch", None), "_refinement": {}, "_their_steps": {}}
+    for name, result in pieces.items():
+        monkeypatch.setattr(bench_gpu, name, noted(name, result))
+    properties = {"getDeviceProperties": lambda _: {"name": b"some"}, "driverGetVersion": lambda: 1}
+    xp = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(**properties)), __version__="14")
+    xp.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=noted("free", None))
+    bench_gpu.bench_gpu(tmp_path / "gpu.json", xp)
+    wanted = ["_our_steps"] * 2 + ["_kernels", "_peers"] + ["_refinement"] * 2 + ["free"] + ["_their_steps"] * 2
+    assert calls == wanted
+    assert json.loads((tmp_path / "gpu.json").read_text())["steps"]["bert-mini 128x128"] == ours
+
+
+def test_a_pytorch_that_cannot_be_compared_with_is_not_and_says_why(monkeypatch, capsys):
+    no_gpu = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False), __version__="2.9+cpu")
+    for torch, reason in ((None, "import of torch halted"), (no_gpu, "PyTorch 2.9+cpu finds no GPU")):
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())
+        assert bench_gpu._peers() == (None, None)
+        assert reason in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GPU machines run Linux")
+@pytest.mark.parametrize("checks_fail", [False, True])
+def test_the_script_of_a_gpu_machine(tmp_path, checks_fail):
+    root = Path(__file__).parents[1]
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$PWD" "$@"\nexit {5 if checks_fail else 0}\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    command = [root / "tests" / "gpu" / "run", "here"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    lines = [f"{root} -m pytest tests/gpu -rs"]
+    if not checks_fail:
+        lines += [f"{root} -m minisaobp bench {what} --out {tmp_path}/here" for what in ("gpu", "cost --device gpu")]
+    assert (done.stdout.splitlines(), done.returncode) == (lines, 5 if checks_fail else 0)
