@@ -35,9 +35,10 @@ def _module(dtype, items):
 
 
 @functools.cache
-def _function(name, dtype, items):
+def _function(name, dtype, items, device):
+    """device: the current one where that is asked something of its own, else None."""
     function = _module(dtype, items).get_function(name)
-    if name.endswith("in_registers") and items > 8:
+    if device is not None:
         # clusters of more than 8 blocks want to be asked for
         allowed = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, which CuPy has no name for
         cupy_library().cuda.driver.funcSetAttribute(function.kernel.ptr, allowed, 1)
@@ -52,7 +53,10 @@ def items_of(width):
 
 def kernel(name, array, width=32):
     """The kernel for the array's dtype and for rows of `width` numbers."""
-    return _function(name, array.dtype.char, items_of(width))
+    items, device = items_of(width), None
+    if items > 8 and name.endswith("in_registers"):
+        device = cupy_library().cuda.runtime.getDevice()
+    return _function(name, array.dtype.char, items, device)
 
 
 def by_rows(name, array, arguments, rows, width):

@@ -19,6 +19,7 @@ import numpy as np
 HEADER = Path(__file__).with_name("emulator.h")
 folder = None  # where the rewritten source and what is compiled of it go
 architecture = 900  # the __CUDA_ARCH__ of the GPU
+device = 0  # the number of the current GPU
 
 
 class EmulatorError(Exception):
@@ -117,12 +118,12 @@ class RawKernel:
     def __init__(self, library, lines, name, number, parameters):
         self._library, self._lines = library, lines
         self.name, self._number, self._parameters = name, number, parameters
-        self._large_clusters = False
+        self._large_clusters = set()  # the devices on which they are allowed
         self.kernel = types.SimpleNamespace(ptr=self)  # for funcSetAttribute
 
     def allow(self, attribute, value):
         if attribute == 14:  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            self._large_clusters = value
+            self._large_clusters |= {device} if value else set()
 
     def __call__(self, grid, block, args):
         kinds = [_kind(arg) for arg in args]
@@ -144,7 +145,8 @@ class RawKernel:
         values = [np.asarray(arg if copy is None else copy.address) for arg, copy in zip(args, mine, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*map(_address, values))
         sizes = (_Dim3(*map(int, (*size, 1, 1)[:3])) for size in (grid, block))
-        trouble = self._library.launch(self._number, *sizes, pointers, backwards, self._large_clusters).decode()
+        large_clusters = device in self._large_clusters
+        trouble = self._library.launch(self._number, *sizes, pointers, backwards, large_clusters).decode()
         if trouble:  # lines that it names are quoted
             quoted = re.sub(r"line (\d+)", lambda at: f"{at[0]} `{self._lines[int(at[1]) - 1].strip()}`", trouble)
             raise EmulatorError(f"{self.name}: {quoted}")
@@ -254,6 +256,6 @@ def module():
     cupy.empty, cupy.empty_like = empty, lambda a: empty(a.shape, a.dtype)
     cupy.asarray = lambda a: np.array(a).view(ndarray)
     driver = types.SimpleNamespace(funcSetAttribute=RawKernel.allow)
-    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    runtime = types.SimpleNamespace(getDevice=lambda: device)
     cupy.cuda = types.SimpleNamespace(Device=_Device, driver=driver, runtime=runtime)
     return cupy

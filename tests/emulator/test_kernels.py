@@ -190,6 +190,15 @@ def test_refine_rows(cupy, gpu_for, dtype, causal, L, architecture):
             same(ours, wanted, dtype, (lams, include_self))
 
 
+def test_each_gpu_of_several_is_asked_for_large_clusters(cupy, gpu_for, monkeypatch):
+    gpu_for(900)
+    P = np.full((1, 300, 300), 1 / 300)
+    for device in (0, 1):
+        monkeypatch.setattr(cupy_on_cpu, "device", device)
+        there = cupy.asarray(P)
+        same(refine_rows(there, 0.3, out=cupy.empty_like(there))[0], refine_rows(P, 0.3)[0], "float64")
+
+
 # ---- the other operations -------------------------------------------------------------------------------------------
 
 
