@@ -589,6 +589,11 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line not in of_tasks))
+    listed, whole = tmp_path / "again.jsonl", '{"of": "another time"}\n'
+    assert not listed.exists()
+    listed.write_text(whole)
+    with listed.open("a") as file:
+        file.write('{"half": "of a li')
     monkeypatch.setenv("MINISAOBP_COMMIT", "of another machine")
     with monkeypatch.context() as patch:  # stopped when the first model has been evaluated twice, or it would be taken
         stop_at_evaluation(2, patch)
@@ -600,6 +605,12 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
         line |= {"commit": where[0]["commit"], "model": where}
     assert without_times(again) == without_times(json.loads(json.dumps(lines)))
     assert capsys.readouterr().out.count(", as recorded") == 3  # high, seed 1, and the two of the check
+    assert listed.read_text().startswith(whole)
+    found = [json.loads(line) for line in listed.read_text().splitlines()[1:]]
+    assert [(line["stage"], line["arm"], line["seed"]) for line in found] == [
+        ("run", "high", 1), ("check", "high", 8), ("check", "high", 9)
+    ]  # fmt: skip
+    assert all(line["commit"] == "of another machine" for line in found)
     other = (tmp_path / "tasks" / "SST-2").rename(tmp_path / "away")  # which the check has no need of
     sweep(config, "--check")
     assert "check-finetune: rte, high, seed 8: dev_score" in capsys.readouterr().out

@@ -14,8 +14,9 @@ from .sweep_runs import Runner
 NAME, HELP = "sweep", "all runs of a study (variants, lambdas, rivals, seeds), and one table of them"
 DESCRIPTION = (
     "Run a study: every arm of a TOML file with every seed. What is done is skipped; what was stopped, or killed, goes "
-    "on. Every run adds a line to results.jsonl beside the file; at the end table.md compares the arms, with paired "
-    "differences and their bootstrap intervals. README.md and minisaobp/study.py say what the file may hold."
+    "on. Every run adds a line to results.jsonl beside the file, or, if it is done again for a model, to again.jsonl; "
+    "at the end table.md compares the arms, with paired differences and their bootstrap intervals. README.md and "
+    "minisaobp/study.py say what the file may hold."
 )
 
 
@@ -40,7 +41,7 @@ def _run(args, fail, held):
     from ..sweep import compare_arms, cut_results, read_results, result_of, table
 
     path = Path(args.config)
-    results_path, table_path = path.with_name("results.jsonl"), path.with_name("table.md")
+    results_path, again_path, table_path = (path.with_name(n) for n in ("results.jsonl", "again.jsonl", "table.md"))
     content = options.read_toml(path, fail)
     try:
         study = study_of(content)
@@ -63,18 +64,21 @@ def _run(args, fail, held):
     if args.check:
         _check(study, args, results, results_path, fail)
         return
-    options.writable_folder(path.parent, (results_path.name, table_path.name), fail, "argument CONFIG.TOML")
+    written = (results_path.name, again_path.name, table_path.name)
+    options.writable_folder(path.parent, written, fail, "argument CONFIG.TOML")
     options.writable_folder(folder, (), fail, "argument --runs")
     if not folder.samefile(path.parent):
         _keep_others_out(held, folder, fail)
     cut_results(results_path, size)
+    cut_results(again_path, again_path.read_bytes().rfind(b"\n") + 1 if again_path.exists() else 0)
     for stage in STAGES:
         jobs = study.jobs(stage, results)
         try:
             left = [job for job in jobs if result_of(job, runner.configuration(job), results) is None]
         except ValueError as error:
             fail(f"{results_path}: {error}")
-        _train_again(runner, study, left, args, results, refuse)
+        for line in _trained_again(runner, study, left, args, results, refuse):
+            append_json(again_path, line)
         done = len(jobs) - len(left)
         for number, (job, line) in enumerate(_results(runner, left, args, results, refuse), done + 1):
             append_json(results_path, line)
@@ -96,8 +100,8 @@ def _keep_others_out(held, folder, fail):
         fail(f"another sweep is at work in {folder}; wait for its end, or stop it")
 
 
-def _train_again(runner, study, jobs, args, results, refuse):
-    """The models that are to be fine-tuned and are no longer there, such as those of another machine."""
+def _trained_again(runner, study, jobs, args, results, refuse):
+    """Train the models that are to be fine-tuned and are no longer there, as on another machine; yields their lines."""
     from ..sweep import line_of
 
     wanted = {job.options["checkpoint"] for job in jobs if job.task}
@@ -107,6 +111,7 @@ def _train_again(runner, study, jobs, args, results, refuse):
         job for job in trained if not recorded[job.folder]["failed"] and not runner.has_model(job, recorded[job.folder])
     ]
     for number, (job, line) in enumerate(_results(runner, missing, args, results, refuse), 1):
+        yield line
         before = recorded[job.folder]
         if line["failed"]:
             refuse(f"{job.name}, trained again for its tasks: {line['failed']}; recorded: {_summary(before)}")
