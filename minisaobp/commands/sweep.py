@@ -55,7 +55,7 @@ def _run(args, fail, held):
         fail(str(error))
     refuse = lambda problem: fail(f"{path}: {problem}")  # noqa: E731
     folder = Path(args.runs or Path("runs", "sweep", path.resolve().parent.name))
-    runner = Runner(study, args, folder, refuse)
+    runner = Runner(study, args, folder, options.device_library(args, fail), refuse)
     for stage in CHECK_STAGES if args.check else STAGES:  # before any work
         for job in study.jobs(stage, results):
             runner.check_options(job)
@@ -157,7 +157,7 @@ def _worker(study, args, folder, results):
     def refuse(problem):
         raise Refused(problem)
 
-    runner = Runner(study, args, folder, refuse)
+    runner = Runner(study, args, folder, options.device_library(args, refuse), refuse)
 
     def work(job):
         place = folder / job.folder
@@ -193,7 +193,7 @@ def _check(study, args, results, path, fail):
 
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(study, args, Path(folder), fail)
+        runner = Runner(study, args, Path(folder), options.device_library(args, fail), fail)
         stages = [jobs for jobs in map(study.jobs, CHECK_STAGES) if jobs]
         if not stages:
             fail("argument --check: the study has no stage check")

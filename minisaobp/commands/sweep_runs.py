@@ -13,12 +13,11 @@ MOVED = ("device", "precision", "out")  # options that a run may change while it
 class Runner:
     """What turns a Job into a line of results.jsonl, and its runs into folders in `folder`."""
 
-    def __init__(self, study, args, folder, fail):
+    def __init__(self, study, args, folder, xp, fail):
         from ..results import commit
 
-        self.study, self.args, self.folder, self.fail = study, args, folder, fail
+        self.study, self.args, self.folder, self.xp, self.fail = study, args, folder, xp, fail
         self.commit = commit()  # now: at the end of a run the checkout may be at another one
-        self.xp = options.device_library(args, fail)
         self.texts = {}  # tokenised once for all runs
         self.patches = {}  # read once for all runs
         self.examples = None, None  # of the last task, and what they are of
