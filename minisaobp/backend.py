@@ -45,22 +45,29 @@ def library(device):
         return sys.modules["cupy"]
     if device == "auto":
         return np
-    raise NoGpu(f"{found}; a GPU needs an NVIDIA driver and pip install minisaobp[cuda12] or minisaobp[cuda13]")
+    raise NoGpu(f"{found}; a GPU needs an NVIDIA driver and pip install -e .[cuda12] or .[cuda13]")
 
 
 def _gpu_trouble():
     """What stands in the way of a GPU, None if nothing does. That CuPy can be imported says nothing about a GPU."""
     try:
         import cupy
-    except ImportError:
-        return "CuPy is not installed"
+    except Exception as error:  # of CUDA's libraries too: CuPy loads them when it is imported, or when it is asked
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return "CuPy is not installed"
+        return f"CuPy cannot be imported ({_in_one_line(error.__cause__ or error)})"  # CuPy's own is a page of advice
+    version = getattr(cupy, "__version__", "without a version")  # a folder of that name can be imported too
     try:
         if cupy.cuda.is_available():
             return None
         cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy {cupy.__version__} finds no usable GPU ({error})"
-    return f"CuPy {cupy.__version__} finds no GPU"
+    except Exception as error:
+        return f"CuPy {version} finds no usable GPU ({_in_one_line(error)})"
+    return f"CuPy {version} finds no GPU"
+
+
+def _in_one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def generator(xp, *seeds):
