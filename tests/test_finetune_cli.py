@@ -67,6 +67,25 @@ def finetune(folder, task, *more, out=None):
     return run("finetune", *arguments, "--out", out or folder / "runs" / task, *more)
 
 
+def test_too_little_memory_is_one_line_and_leaves_the_checkpoint(here, tmp_path, monkeypatch):
+    full_at = iter([False, False, True])  # of each step, whether it wants too much
+    real = Bert.loss_and_gradients
+
+    def loss_and_gradients(*arguments, **options):
+        if next(full_at):
+            raise MemoryError("Out of memory allocating 8 bytes")
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bert, "loss_and_gradients", loss_and_gradients)
+        done = finetune(here, "sst2", "--epochs", 1, "--batch", 8, out=tmp_path / "run")
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert "error: not enough memory for --batch 8 sequences: lower --batch" in line and "8 bytes)" in line, line
+    done = run("finetune", "--resume", tmp_path / "run", "--batch", 8)
+    assert done.returncode == 0 and (tmp_path / "run" / "metrics.json").exists(), done.stderr
+
+
 def test_sst2_learns_and_says_all(here):
     out = here / "runs/sst2"
     record = json.loads((out / "metrics.json").read_text())

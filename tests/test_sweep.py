@@ -351,6 +351,19 @@ def test_a_run_of_two_sittings_says_so(tmp_path, monkeypatch):
     assert (first["commit"], second["commit"], second["earlier"]) == ("b", "b", [])
 
 
+def test_too_little_memory_names_the_run_and_what_to_lower(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise MemoryError("Out of memory allocating 8 bytes")
+
+    monkeypatch.setattr(train, "train_in_folder", full)
+    config = write_study(tmp_path, "variants = ['original']\nseeds = [0]")
+    with pytest.raises(SystemExit):
+        sweep(config)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "original, seed 0: not enough memory for --batch 2 sequences of --length 16: lower --batch" in line
+    assert "Out of memory allocating 8 bytes" in line
+
+
 def without_times(lines):
     for line in lines:
         line["curves"] = without_seconds(line["curves"])

@@ -90,6 +90,8 @@ def run(args, fail):
         )
     except (ValueError, FloatingPointError) as error:
         fail(str(error))
+    except MemoryError as error:
+        fail(options.not_enough_memory(asked, error))
     except Interrupted as interrupt:
         print(f"\n{interrupt}\nGo on with: python -m minisaobp finetune --resume {asked['out']}", file=sys.stderr)
         raise

@@ -163,6 +163,15 @@ def check_memory(config, batch, length, xp, fail):
         )
 
 
+def not_enough_memory(asked, error):
+    """What is said of a training, of the options `asked`, that the memory cannot hold; error: MemoryError."""
+    length = "" if asked["length"] is None else f" of --length {asked['length']}"  # None: the task's own
+    return (
+        f"not enough memory for --batch {asked['batch']} sequences{length}: lower --batch (and raise --accumulate, for "
+        f"the same steps) or --length; the last checkpoint is intact ({error})"
+    )
+
+
 def writable_folder(path, names, fail, what="argument --out"):
     """The folder `path`, made if it is not there, in which a file could be made just now and files can have `names`.
 

@@ -71,6 +71,8 @@ class Runner:
                 text, curves, measures = (self.tuned if job.task else self.trained)(job, folder, results)
         except ValueError as error:
             self.fail(f"{job.name}: {error}")
+        except MemoryError as error:
+            self.fail(f"{job.name}: {options.not_enough_memory(self.asked(job), error)}")
         except FloatingPointError as error:
             failed, measures, curves = str(error), {}, lines_until(folder / "metrics.jsonl", float("inf"))
             text = None

@@ -137,10 +137,7 @@ def work(args, fail, add, complete):
     except (ValueError, FloatingPointError) as error:
         fail(str(error))
     except MemoryError as error:
-        fail(
-            f"not enough memory for --batch {asked['batch']} sequences of --length {asked['length']}: lower --batch "
-            f"(and raise --accumulate, for the same steps) or --length; the last checkpoint is intact ({error})"
-        )
+        fail(options.not_enough_memory(asked, error))
     except Interrupted as interrupt:
         command = f"python -m minisaobp {args.command} --resume {asked['out']}"
         print(f"\n{interrupt}\nGo on with: {command}", file=sys.stderr)
