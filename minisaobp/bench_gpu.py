@@ -231,7 +231,11 @@ def _print_steps(name, batch, length, rows):
     )
     for label, row in rows.items():
         low, high = row["quartiles"]
-        print(f"{label:>28}  {row['median']:7.2f}  ({low:.2f} to {high:.2f})  {row['megabytes']:7.0f} MB")
+        ours, _, variant = label.partition(", ")
+        peers = [f"PyTorch {kind}" for kind in ("eager", "compiled") if ours == "minisaobp"]
+        pairs = [(peer, rows[f"{peer}, {variant}"]) for peer in peers if f"{peer}, {variant}" in rows]
+        ratios = "".join(f"  {row['median'] / other['median']:.2f} of {peer}" for peer, other in pairs)
+        print(f"{label:>28}  {row['median']:7.2f}  ({low:.2f} to {high:.2f})  {row['megabytes']:7.0f} MB{ratios}")
     ratio = rows["minisaobp, high"]["median"] / rows["minisaobp, original"]["median"]
     print(f"high: {ratio:.3f} times original (taking turns)")
 

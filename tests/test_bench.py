@@ -77,6 +77,25 @@ def test_bench_gpu_measures_ours_before_pytorch_and_leaves_it_the_memory(tmp_pat
     assert json.loads((tmp_path / "gpu.json").read_text())["steps"]["bert-mini 128x128"] == ours
 
 
+def test_steps_are_printed_with_their_ratios_to_pytorch(capsys):
+    def row(median):
+        return {"median": median, "quartiles": [median, median], "megabytes": 1.0}
+
+    rows = {"minisaobp, original": row(2.0), "minisaobp, high": row(3.0)}
+    bench_gpu._print_steps("some", 1, 2, rows)
+    assert "PyTorch" not in capsys.readouterr().out
+    peers = {"eager, original": 4.0, "compiled, original": 1.0, "eager, high": 6.0, "compiled, high": 2.0}
+    bench_gpu._print_steps("some", 1, 2, rows | {f"PyTorch {name}": row(median) for name, median in peers.items()})
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "minisaobp, original" in line).endswith(
+        "  0.50 of PyTorch eager  2.00 of PyTorch compiled"
+    )
+    assert next(line for line in lines if "minisaobp, high" in line).endswith(
+        "  0.50 of PyTorch eager  1.50 of PyTorch compiled"
+    )
+    assert lines[-1] == "high: 1.500 times original (taking turns)"
+
+
 def test_a_pytorch_that_cannot_be_compared_with_is_not_and_says_why(monkeypatch, capsys):
     no_gpu = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False), __version__="2.9+cpu")
     for torch, reason in ((None, "import of torch halted"), (no_gpu, "PyTorch 2.9+cpu finds no GPU")):
