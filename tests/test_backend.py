@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from minisaobp import cuda
+from minisaobp.commands.options import device_library
 
 NEEDS = "a GPU needs an NVIDIA driver and pip install -e .[cuda12] or .[cuda13]"
 CUDA = """
@@ -77,3 +81,14 @@ def test_every_command_that_computes_refuses_a_gpu_that_is_not_there(tmp_path, c
     done = run(tmp_path, source, "-m", "minisaobp", command, *COMMANDS[command], "--device", "gpu")
     wanted = f"python -m minisaobp {command}: error: argument --device: CuPy is not installed; {NEEDS}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)
+
+
+@pytest.mark.parametrize("precision,wanted", [("float32", "0"), ("tf32", "1")])
+def test_the_precision_is_that_of_the_option_whatever_the_environment_says(monkeypatch, precision, wanted):
+    monkeypatch.setenv("CUPY_TF32", "1")
+    allowed = []
+    cupy = SimpleNamespace(__name__="cupy", cuda=SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cuda, "allow_tf32", lambda: allowed.append(True))
+    assert device_library(SimpleNamespace(device="gpu", precision=precision), pytest.fail) is cupy
+    assert (os.environ["CUPY_TF32"], len(allowed)) == (wanted, int(wanted))

@@ -122,10 +122,9 @@ def device_library(args, fail):
     """numpy or cupy, as --device and --precision ask."""
     from ..backend import NoGpu, library
 
-    if args.precision == "tf32":
-        if args.device == "cpu":
-            fail("argument --precision: tf32 is a GPU's; expected --device gpu or auto beside it")
-        os.environ["CUPY_TF32"] = "1"  # CuPy reads it when it is imported
+    if args.precision == "tf32" and args.device == "cpu":
+        fail("argument --precision: tf32 is a GPU's; expected --device gpu or auto beside it")
+    os.environ["CUPY_TF32"] = str(int(args.precision == "tf32"))  # CuPy reads it at its first matrix product
     try:
         xp = library(args.device)
     except NoGpu as trouble:
