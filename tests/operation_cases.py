@@ -17,6 +17,12 @@ def gelu(x, dy):
     return y, ops.gelu_backward(dy, cache), z, ops.gelu_backward(dy, tanh_cache)
 
 
+def linear_gelu(x, W, b, dy):
+    y, cache = ops.linear_gelu(x, W, b)
+    z, tanh_cache = ops.linear_gelu(x, W, b, tanh=True)
+    return y, *ops.linear_gelu_backward(dy, cache), z, *ops.linear_gelu_backward(dy, tanh_cache)
+
+
 def cross_entropy(logits, labels):
     loss, cache = ops.cross_entropy(logits, labels)
     return loss, ops.cross_entropy_backward(0.7, cache)

@@ -19,7 +19,7 @@ from minisaobp.cuda import launch, operations
 from minisaobp.nn import attention
 from tests.emulator import cupy_on_cpu
 from tests.emulator.cupy_on_cpu import EmulatorError
-from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm, rounding_of_dlam
+from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm, linear_gelu, rounding_of_dlam
 
 if sys.platform != "linux" or shutil.which("g++") is None:
     pytest.skip("needs g++ on Linux: apt-get install g++, or dnf install gcc-c++", allow_module_level=True)
@@ -215,6 +215,7 @@ def test_operations(dtype):
         (layer_norm, [of(3, 11, 6), of(6, seed=1), of(6, seed=2), of(3, 11, 6, seed=3)]),
         (layer_norm, [of(70, 100), of(100, seed=1), of(100, seed=2), of(70, 100, seed=3)]),
         (gelu, [3 * of(3, 700), of(3, 700, seed=1)]),
+        (linear_gelu, [of(5, 9, 20), of(30, 20), of(30), of(5, 9, 30)]),
         (cross_entropy, [4 * of(3, 1003), rng.integers(0, 1003, 3)]),
         (embedding, [rng.integers(0, 9, (4, 33)), of(9, 40), of(4, 33, 40)]),
         (adamw, [of(1000), of(1000, seed=1)]),

@@ -14,7 +14,7 @@ import pytest
 
 import minisaobp as ms
 from minisaobp.backend import NoGpu, library, to_host
-from minisaobp.nn import Bert, Config, Gpt2, ops
+from minisaobp.nn import Bert, Config, Gpt2
 from minisaobp.nn.attention import attention, attention_backward, refined_softmax
 from minisaobp.nn.config import MIXINGS
 from minisaobp.text.batches import Batch
@@ -22,7 +22,7 @@ from minisaobp.training.adamw import clip_to_norm
 from minisaobp.training.checkpoint import find_checkpoint
 from minisaobp.training.loop import Settings, evaluate, optimiser_for, train
 from minisaobp.training.run import lines_until, train_run
-from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm, rounding_of_dlam
+from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm, linear_gelu, rounding_of_dlam
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,11 +67,6 @@ def test_layer_norm(dtype, width):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_cross_entropy_embedding_adamw(dtype):
-    def linear_gelu(x, W, b, dy):
-        y, cache = ops.linear_gelu(x, W, b)
-        z, tanh_cache = ops.linear_gelu(x, W, b, tanh=True)
-        return y, *ops.linear_gelu_backward(dy, cache), z, *ops.linear_gelu_backward(dy, tanh_cache)
-
     ids = np.random.default_rng(0).integers(0, 9, (4, 33))
     cases = {
         gelu: [numbers(3, 700, dtype=dtype, seed=n) * 3 for n in (1, 2)],
