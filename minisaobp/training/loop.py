@@ -36,7 +36,8 @@ def train(model, batches, settings, optimiser):
     batches: an object whose batch(number, size) is a Batch; step s takes the numbers s * accumulate and following.
     The loss is the mean over all labels of the step, in nats (of a regression the mean squared error). Everything that
     is drawn depends on the seed and the step alone, so a run continued from weights and optimiser goes on bit for bit.
-    Raises FloatingPointError where loss or gradient are not finite; the weights are then those of the step before.
+    Raises FloatingPointError where loss or gradient are not finite; the weights are then those of the step before. On a
+    GPU, where one looks at every LOOK_EVERY-th step, the steps since the first such one have spoilt them.
     """
     weights = model.parameters.flat
     for step in range(optimiser.steps, settings.steps):
