@@ -109,6 +109,16 @@ def test_generate_continues_and_repeats(runs):
     assert greedy.returncode == 0 and greedy.stderr == ""
 
 
+def test_a_run_in_tf32_goes_on_on_a_processor(runs, tmp_path):
+    gpu = ["--device", "auto", "--precision", "tf32"]
+    done = run("train", *SMALL, "--corpus", runs / "own.txt", "--vocabulary", 300, *gpu, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("train", "--resume", tmp_path, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    done = run("train", "--resume", tmp_path, "--device", "cpu", "--precision", "tf32")
+    assert done.returncode == 2 and "--precision: tf32 is a GPU's" in done.stderr
+
+
 def test_resume_of_a_finished_run_says_so_and_changes_nothing(runs):
     before = {path: path.read_bytes() for path in (runs / "decoder").rglob("*") if path.is_file()}
     done = run("train", "--resume", runs / "decoder", "--steps", 6)

@@ -242,6 +242,8 @@ def resumed(path, given, defaults, paths, command, fail):
         if wanted != asked[name]:
             option = name.replace("_", "-")
             fail(f"argument --{option}: expected that of the run, {json.dumps(asked[name])}, got {json.dumps(value)}")
+    if asked["device"] == "cpu" and "precision" not in given:
+        asked["precision"] = "float32"  # TF32 stays behind on the GPU that the run has left
     return asked, file, description["about"]
 
 
