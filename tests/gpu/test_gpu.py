@@ -8,6 +8,7 @@ What the kernels calculate is seen without one too, in tests/emulator; registers
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,9 +216,42 @@ def test_loss_and_every_gradient_of_a_model(kind, variant, regulariser, dtype):
         same(loss, wanted_loss, dtype)
         same(gradients.flat, wanted.flat, dtype)
     else:  # the float32 weights are not the float64 ones
-        loss, on_host = model.loss_and_gradients(IDS, LABELS, MASK)
+        wanted_loss, on_host = model.loss_and_gradients(IDS, LABELS, MASK)
+        same(loss, wanted_loss, dtype)
         same(gradients.flat, on_host.flat, dtype)
     same(gpu.attention_maps(IDS, MASK), model.attention_maps(IDS, MASK), dtype)
+
+
+HEADS = ["classification", "regression", "multiple_choice", "span"]
+
+
+def task_of(head, dtype=np.float32, **changes):
+    """A model with that head, and three examples for it, two of them padded, of two segments."""
+    rng = np.random.default_rng(4)
+    inputs = [IDS, MASK, rng.integers(0, 2, IDS.shape)]
+    if head == "multiple_choice":
+        inputs = [np.stack([a, a[:, ::-1] if n == 0 else a], axis=1) for n, a in enumerate(inputs)]
+    labels = {
+        "classification": np.array([2, 0, 1]),
+        "regression": rng.standard_normal((3, 1)).astype(dtype),
+        "multiple_choice": np.array([1, 0, 1]),
+        "span": np.array([[1, 4], [0, 0], [7, 9]]),
+    }
+    model = model_of("bert", "high", dtype, head=head, num_labels=1 if head == "regression" else 3, **changes)
+    return model, Batch(inputs[0], labels[head], *inputs[1:])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_and_every_gradient_of_a_task(head, dtype):
+    model, batch = task_of(head, dtype)
+    gpu = model.on(cupy)
+    wanted_loss, wanted = model.loss_and_gradients(*batch)
+    loss, gradients = gpu.loss_and_gradients(*batch)
+    same(loss, wanted_loss, dtype)
+    same(gradients.flat, wanted.flat, dtype)
+    ids, _, *others = batch
+    same(gpu.logits(ids, *others), model.logits(ids, *others), dtype)
 
 
 class Copying:
@@ -265,13 +299,12 @@ class Waiting:
         return self.event.done
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_waits_for_the_gpu_within_a_step(kind, variant):
-    learn = {"learn_lam": "head"} if variant == "high" else {}
-    model = model_of(kind, variant, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, **learn).on(cupy)
-    settings = Settings(steps=8, batch=8, peak_rate=1e-3, warmup=2)
-    steps = train(model, Copying(), settings, optimiser_for(model, settings))
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+def nothing_waits(model, batches, **settings):
+    settings = Settings(steps=8, batch=8, peak_rate=1e-3, warmup=2, **settings)
+    steps = train(model, batches, settings, optimiser_for(model, settings))
     for _ in range(3):
         next(steps)  # kernels are compiled and memory is taken
     spinning = Waiting()
@@ -279,6 +312,29 @@ def test_nothing_waits_for_the_gpu_within_a_step(kind, variant):
     assert not spinning.over()
     assert np.isfinite(float(loss))
     assert spinning.over()  # to look at a loss is to wait
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_waits_for_the_gpu_within_a_step(kind, variant):
+    learn = {"learn_lam": "head"} if variant == "high" else {}
+    nothing_waits(model_of(kind, variant, **DROPOUT, **learn).on(cupy), Copying())
+
+
+@pytest.mark.parametrize("regulariser", ["entropy", "eigen"])
+def test_nothing_waits_for_a_penalty_either(regulariser):
+    model = model_of("bert", "original", regulariser=regulariser, regulariser_strength=0.3, **DROPOUT)
+    nothing_waits(model.on(cupy), Copying())
+
+
+def test_nothing_waits_for_batches_that_are_added_up():
+    nothing_waits(model_of("bert", "high", **DROPOUT).on(cupy), Copying(), accumulate=2)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nothing_waits_where_a_task_is_learnt(head):
+    model, batch = task_of(head, **DROPOUT)
+    nothing_waits(model.on(cupy), SimpleNamespace(batch=lambda number, size: batch))
 
 
 def run_of(xp, directory, stop=None, resume=False, **changes):
@@ -364,22 +420,36 @@ def test_generation():
         assert texts[0] == texts[1]
 
 
-def test_streaming_and_measures():
-    Q, K, V = (numbers(300, 16, dtype="float64", seed=n) for n in range(3))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_streaming_and_measures(dtype):
+    Q, K, V = (numbers(300, 16, dtype=dtype, seed=n) for n in range(3))
     for causal in (False, True):
         outputs = []
         for xp in (np, cupy):
             O, cache = ms.streaming_attention(xp.asarray(Q), xp.asarray(K), xp.asarray(V), 0.3, causal=causal)
             outputs.append([O, *ms.streaming_attention_backward(xp.asarray(V), cache)[:3]])
         for ours, wanted in zip(outputs[1], outputs[0], strict=True):
-            same(ours, wanted, "float64")
-    A = priors(2, 3, 30, 30, dtype="float64")
+            same(ours, wanted, dtype)
+    A = priors(2, 3, 30, 30, dtype=dtype)
     for measure in (ms.attention_entropy, ms.gtd, ms.indirect_entropy, ms.sparsity, ms.cross_layer_gtd):
-        same(measure(cupy.asarray(A)), measure(A), "float64", measure.__name__)
-    dA, dlam = ms.refine_vjp(cupy.asarray(A), 0.3, cupy.asarray(A[::-1].copy()))
-    wanted, wanted_lam = ms.refine_vjp(A, 0.3, A[::-1].copy())
-    same(dA, wanted, "float64")
-    assert float(dlam) == pytest.approx(wanted_lam, rel=1e-9)
+        same(measure(cupy.asarray(A)), measure(A), dtype, measure.__name__)
+    for options in ({}, {"causal": True}, {"variant": "elemmul"}, {"steps": 3, "damping": 0.2}):
+        dB = A[::-1].copy()
+        same(ms.refine(cupy.asarray(A), 0.3, **options), ms.refine(A, 0.3, **options), dtype, options)
+        dA, dlam = ms.refine_vjp(cupy.asarray(A), 0.3, cupy.asarray(dB), **options)
+        wanted, wanted_lam = ms.refine_vjp(A, 0.3, dB, **options)
+        same(dA, wanted, dtype, options)
+        assert float(dlam) == pytest.approx(wanted_lam, rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_factor_of_ones_own(dtype):
+    A, psi = priors(2, 3, 20, 20, dtype=dtype), np.exp(0.3 * numbers(20, 20, dtype=dtype))
+    ours, wanted = (ms.refine_with_factor(xp.asarray(A), xp.asarray(psi)) for xp in (cupy, np))
+    same(ours, wanted, dtype)
+    pairs = (ms.refine_with_factor_vjp(*(xp.asarray(a) for a in (A, psi, A[::-1].copy()))) for xp in (cupy, np))
+    for ours, wanted in zip(*pairs, strict=True):
+        same(ours, wanted, dtype)
 
 
 @pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul"])
