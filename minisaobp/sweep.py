@@ -29,21 +29,13 @@ LINE = {  # what a line must have
 
 
 def read_results(path):
-    """The lines of results.jsonl, and how many bytes they take: half a line at the end is of a run that was killed. A
-    whole one needs no line end there: an editor may have taken it off.
+    """The lines of results.jsonl, and how many bytes they take.
 
     Raises ValueError that names the line, also for a second one of the same run: files that were put together.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    whole, end = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    with contextlib.suppress(ValueError):
-        json.loads(end)
-        whole = content
+    texts, size = whole_lines(path)
     lines, runs = [], {}
-    for number, text in enumerate(whole.splitlines(), 1):
+    for number, text in enumerate(texts, 1):
         try:
             line = _checked(json.loads(text))
         except ValueError as error:
@@ -52,7 +44,21 @@ def read_results(path):
         if first != number:
             raise ValueError(f"{path}, line {number}: the run of line {first} once more; expected one line for each")
         lines.append(line)
-    return lines, len(whole)
+    return lines, size
+
+
+def whole_lines(path):
+    """The lines of a file that is not there or holds JSON, as bytes, and how many bytes they take: half a line at the
+    end is of a run that was killed. A whole one needs no line end there: an editor may have taken it off."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    whole, end = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+    with contextlib.suppress(ValueError):
+        json.loads(end)
+        whole = content
+    return whole.splitlines(), len(whole)
 
 
 def _checked(line):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -640,6 +641,32 @@ def test_the_models_of_a_study_go_on_to_tasks(tmp_path, capsys, monkeypatch):
     config.write_text(elsewhere.replace("train = 'no.tsv'", ""))
     (tmp_path / "tasks" / "SST-2" / "dev.tsv").unlink()
     refused(config, "finetune: sst2, high, seed 1: argument --data: ", capsys)
+
+
+@pytest.mark.parametrize("unlinked", [0, 1])
+@pytest.mark.parametrize("again", [False, True])
+def test_stopped_before_its_checkpoints_are_gone_a_run_is_listed_once(tmp_path, monkeypatch, unlinked, again):
+    data = write_tasks(tmp_path / "tasks")
+    config = write_study(tmp_path, "variants = ['high']\nseeds = [1]\n" + TASKS.format(data=data))
+    listed = tmp_path / "again.jsonl"
+    listed.write_text('{"of": "another time"}')  # without its line end, which an editor may have taken off
+    if again:
+        lines = sweep(config)
+        shutil.rmtree(tmp_path / "runs")
+        write_lines(tmp_path, lines[:1])
+    calls, real = itertools.count(), Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.name.startswith("checkpoint") and next(calls) == unlinked:
+            raise KeyboardInterrupt
+        real(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        assert cli.main(["sweep", str(config), "--runs", str(tmp_path / "runs")]) == 130
+    assert len(sweep(config)) == 3
+    first, *more = map(json.loads, listed.read_text().splitlines())
+    assert first == {"of": "another time"} and [line["arm"] for line in more] == ["high"] * again
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def run(args, fail):
 def _run(args, fail, held):
     from ..files import append_json, write_whole
     from ..study import CHECK_STAGES, STAGES, study_of
-    from ..sweep import compare_arms, cut_results, read_results, result_of, table
+    from ..sweep import compare_arms, cut_results, read_results, result_of, table, whole_lines
 
     path = Path(args.config)
     results_path, again_path, table_path = (path.with_name(n) for n in ("results.jsonl", "again.jsonl", "table.md"))
@@ -70,7 +71,7 @@ def _run(args, fail, held):
     if not folder.samefile(path.parent):
         _keep_others_out(held, folder, fail)
     cut_results(results_path, size)
-    cut_results(again_path, again_path.read_bytes().rfind(b"\n") + 1 if again_path.exists() else 0)
+    cut_results(again_path, whole_lines(again_path)[1])
     for stage in STAGES:
         jobs = study.jobs(stage, results)
         try:
@@ -78,7 +79,9 @@ def _run(args, fail, held):
         except ValueError as error:
             fail(f"{results_path}: {error}")
         for line in _trained_again(runner, study, left, args, results, refuse):
-            append_json(again_path, line)
+            listed = [*(json.dumps(one).encode() for one in results), *whole_lines(again_path)[0]]
+            if json.dumps(line).encode() not in listed:  # it is, if the sweep ended before the checkpoint was removed
+                append_json(again_path, line)
         done = len(jobs) - len(left)
         for number, (job, line) in enumerate(_results(runner, left, args, results, refuse), done + 1):
             append_json(results_path, line)

@@ -248,7 +248,7 @@ class Runner:
 
     def forget_checkpoints(self, job):
         """Of a run that is complete nothing goes on any more; its models stay."""
-        for path in self.checkpoints(job):
+        for path in reversed(self.checkpoints(job)):  # the latest last: what goes on from that has nothing left to do
             path.unlink(missing_ok=True)
 
     def has_model(self, job, line):
