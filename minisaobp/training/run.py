@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..backend import array_namespace
 from ..files import append_json, unfinished, write_whole
 from ..interrupts import interrupts
 from .checkpoint import LATEST, read_checkpoint, write_checkpoint
@@ -79,7 +80,8 @@ def train_run(
 
     def keep():
         known = [float(interval[0]), *interval[1:]]
-        if not math.isfinite(known[0]):
+        weights = model.parameters.flat  # a GPU's may be spoilt by a gradient that nobody has looked at yet
+        if not (math.isfinite(known[0]) and array_namespace(weights).isfinite(weights).all()):
             raise FloatingPointError(f"training diverges, lower the learning rate: before step {optimiser.steps}")
         state = {"about": about, "best": None if best == math.inf else best, "interval": known}
         write_checkpoint(directory, model.parameters, optimiser, state)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from minisaobp import from_pretrained
 from minisaobp.training import run
 from minisaobp.training.checkpoint import BEFORE, LATEST, find_checkpoint, read_checkpoint
-from minisaobp.training.loop import optimiser_for
+from minisaobp.training.loop import optimiser_for, train
 from minisaobp.training.run import Interrupted, train_run
 from tests.training.test_training import Copying, Settings, model_of
 
@@ -128,6 +128,22 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"training diverges|held-out loss is"):
         go(tmp_path, settings=Settings(steps=50, batch=4, peak_rate=1e30, max_norm=1e30))
     assert find_checkpoint(tmp_path)[1]["steps"] == 0
+
+
+def test_spoilt_weights_never_become_a_checkpoint(tmp_path, monkeypatch):
+    """On a GPU loss and gradient are looked at now and then: Ctrl-C may come between the fault and the look."""
+
+    def unwatched(model, batches, settings, optimiser):
+        for step, (loss, seconds) in enumerate(train(model, batches, settings, optimiser)):
+            if step == 6:
+                model.parameters.flat[3] = np.nan
+                signal.raise_signal(signal.SIGINT)
+            yield loss, seconds
+
+    monkeypatch.setattr(run, "train", unwatched)
+    with pytest.raises(FloatingPointError, match="training diverges, lower the learning rate: before step 7"):
+        go(tmp_path)
+    assert find_checkpoint(tmp_path)[1]["steps"] == 5
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path):
