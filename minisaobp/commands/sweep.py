@@ -63,7 +63,7 @@ def _run(args, fail, held):
     if study.prefixes and not any(train.is_causal(runner.asked(job)) for job in study.jobs("run", results)):
         refuse("prefixes: of decoders alone, and the study has none")
     if args.check:
-        _check(study, args, results, results_path, fail)
+        _check(study, args, runner.xp, results, results_path, fail)
         return
     written = (results_path.name, again_path.name, table_path.name)
     options.writable_folder(path.parent, written, fail, "argument CONFIG.TOML")
@@ -189,14 +189,14 @@ def _summary(line):
     return f"{found}, {seconds:.0f} s of training"
 
 
-def _check(study, args, results, path, fail):
+def _check(study, args, xp, results, path, fail):
     """Repeat the runs of the check stages; what they find must lie within what the recorded ones differ by."""
     from ..study import CHECK_STAGES
     from ..sweep import result_of
 
     wrong = []
     with tempfile.TemporaryDirectory() as folder:
-        runner = Runner(study, args, Path(folder), options.device_library(args, fail), fail)
+        runner = Runner(study, args, Path(folder), xp, fail)
         stages = [jobs for jobs in map(study.jobs, CHECK_STAGES) if jobs]
         if not stages:
             fail("argument --check: the study has no stage check")
