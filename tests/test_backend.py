@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from minisaobp import cuda
 from minisaobp.commands.options import device_library
 
+ROOT = Path(__file__).parents[1]
 NEEDS = "a GPU needs an NVIDIA driver and pip install -e .[cuda12] or .[cuda13]"
 CUDA = """
 import types
@@ -42,7 +44,7 @@ def run(folder, source, *arguments):
     (folder / "cupy").mkdir()
     if source is not None:
         (folder / "cupy" / "__init__.py").write_text(source)
-    path = os.pathsep.join([str(folder), os.getcwd()])
+    path = os.pathsep.join([str(folder), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path}
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=120)
@@ -67,7 +69,7 @@ COMMANDS = {
     "train": ["--corpus", "text.txt"],
     "pretrain": ["--preset", "bert-mini", "--corpus", "text.txt"],
     "finetune": ["--task", "cola", "--data", ".", "--checkpoint", "model"],
-    "sweep": [os.path.abspath("data/results/decoder/config.toml"), "--check"],
+    "sweep": [ROOT / "data/results/decoder/config.toml", "--check"],
     "evaluate": ["--checkpoint", "model"],
     "generate": ["--checkpoint", "model", "--prompt", "x"],
     "diagnose": ["--checkpoint", "model"],
