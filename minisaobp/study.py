@@ -4,8 +4,9 @@ runs them is `commands/sweep.py` and `commands/sweep_runs.py`, what is made of t
 The stages of a study: "search" tries every learning rate of the file with every arm, each for the same number of steps;
 "run" trains every arm with every seed, at the rate that its search found best; "finetune" takes the best model of these
 runs to tasks; "check" and "check-finetune" are short runs for `--check` to repeat. An arm is one way of training: an
-attention, or any options of `train` and `pretrain`. Its option `patch` names a Python file beside the study's whose
-context manager `patched()` is open during its runs, for what belongs to one study and not into the package: `patch.py`.
+attention, or any options of `train` and `pretrain`. Its option `patch` names a Python file beside the study's, or lists
+several, whose context manager `patched()` is open during its runs, for what belongs to one study and not into the
+package: `patch.py`.
 """
 
 import math
@@ -24,7 +25,7 @@ class Job(NamedTuple):
     arm: str
     seed: int
     options: dict
-    patch: str | None = None
+    patch: str | list | None = None
 
     def __str__(self):
         return self.name
@@ -146,7 +147,9 @@ def study_of(table):
     for where, options in [("settings", settings), *((f"arms.{name}", options) for name, options in arms.items())]:
         _refuse_own(where, options, *["rate"] * ("search" in table))
         if not isinstance(options.get("patch", ""), str):
-            raise ValueError(f"{where}.patch: expected the name of a file, got {options['patch']!r}")
+            if not isinstance(options["patch"], list):
+                raise ValueError(f"{where}.patch: expected the name of a file, or a list, got {options['patch']!r}")
+            _list(options, "patch", str, [], f"{where}.")
     baseline = table.get("baseline", "original" if "original" in arms else next(iter(arms)))
     if baseline not in list(arms):  # a list has no hash
         raise ValueError(f"baseline: expected one of {', '.join(arms)}, got {baseline!r}")
@@ -215,13 +218,13 @@ def _table(table, key, where=""):
     return value
 
 
-def _list(table, key, kinds, default):
+def _list(table, key, kinds, default, where=""):
     """A list of distinct values of some kinds."""
     values = table.get(key, default)
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, kinds) for v in values):
-        raise ValueError(f"{key}: expected a list, got {values!r}")
+        raise ValueError(f"{where}{key}: expected a list, got {values!r}")
     if key in table and (not values or any(values.count(value) > 1 for value in values)):
-        raise ValueError(f"{key}: expected a list of distinct values, got {values!r}")
+        raise ValueError(f"{where}{key}: expected a list of distinct values, got {values!r}")
     return values
 
 

@@ -212,7 +212,9 @@ def test_other_settings_are_not_mixed_with_what_is_done(finished, tmp_path, caps
         ("variants = ['high']\nbaseline = ['high']", "baseline: expected one of high, got ['high']"),
         ("[arms.a]\ndropout = [0.1, 0.2]", "run: a, seed 0: dropout: expected one value, got a list: [0.1, 0.2]"),
         ("[arms.a]\nregulariser = 'eigen'", "run: a, seed 0: argument --regulariser: needs --regulariser-strength"),
-        ("[arms.a]\npatch = 3", "arms.a.patch: expected the name of a file, got 3"),
+        ("[arms.a]\npatch = 3", "arms.a.patch: expected the name of a file, or a list, got 3"),
+        ("[arms.a]\npatch = []", "arms.a.patch: expected a list of distinct values, got []"),
+        ("[arms.a]\npatch = ['a.py', 'a.py']", "arms.a.patch: expected a list of distinct values, got ['a.py', "),
         ("[arms.a]\npatch = 'a/b.py'", "expected a Python file beside the study's, found no a/b.py"),
         ("[arms.a]\npatch = 'b.py'", "run: a, seed 0: patch: expected a Python file beside the study's, found no b.py"),
         ("variants = ['high']\n[arms.High]\nlam = 3", "arms.High: expected options under a new name"),
@@ -484,6 +486,24 @@ def test_a_patch_may_tokenise(tmp_path, workers):
         for arm in ("original", "own", "linear")
     ]
     assert tables == [300, 299, 300]  # the text of one arm is not taken for that of another
+
+
+def test_several_patches_are_in_force_together_and_each_is_known(tmp_path, capsys):
+    head = "variants = ['high']\nsequences = 1\n"
+    arms = {"own": "'own.py'", "ahead": "'ahead.py'", "both": "['own.py', 'ahead.py']"}
+    arms = {name: f"[arms.{name}]\nvariant = 'high'\npatch = {files}\n" for name, files in arms.items()}
+    config = write_study(tmp_path, head + "".join(arms.values()))
+    (tmp_path / "own.py").write_text(TOKENISES)
+    (tmp_path / "ahead.py").write_text(PATCH)
+    _, own, ahead, both = sweep(config)
+    of = [line["configuration"] for line in (own, ahead, both)]
+    assert of[2]["patch_sha256"] == [of[0]["patch_sha256"], of[1]["patch_sha256"]]
+    assert own["curves"][0]["held_out_labels"] == both["curves"][0]["held_out_labels"]  # the same pieces
+    entropies = [line["measures"]["entropy"] for line in (own, both)]
+    assert entropies[0] != entropies[1]  # scores three times as large
+    (tmp_path / "ahead.py").write_text(PATCH + "# another\n")
+    config.write_text(config.read_text().replace(arms["ahead"], ""))
+    refused(config, "run: both, seed 0 was run with patch_sha256 = ['", capsys)
 
 
 def test_a_changed_patch_is_not_mixed_with_what_is_done(tmp_path, capsys, monkeypatch):

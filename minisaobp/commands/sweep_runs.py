@@ -35,7 +35,7 @@ class Runner:
     def check_options(self, job):
         asked = self.asked(job)
         refuse = lambda problem: self.fail(f"{job.name}: {problem}")  # noqa: E731
-        self.patch(job)
+        self.patches_of(job)
         if job.task:
             finetune.check_files(asked, refuse)
             of_model = self.asked(self.study.trained(job))
@@ -52,8 +52,9 @@ class Runner:
         return configuration | ({} if job.patch is None else {"patch": job.patch}) | self.identity(job)
 
     def identity(self, job):
-        """What makes a run another one beside its options and its text: the content of its patch."""
-        return {} if job.patch is None else {"patch_sha256": self.patch(job).sha256}
+        """What makes a run another one beside its options and its text: the content of its patch, or of each."""
+        found = [patch.sha256 for patch in self.patches_of(job)]
+        return {} if job.patch is None else {"patch_sha256": found[0] if isinstance(job.patch, str) else found}
 
     def result(self, job, results):
         """Train, or go on, in its folder: the line of that run. results: the lines of other runs."""
@@ -111,20 +112,26 @@ class Runner:
             return json.loads((self.folder / job.folder / "sittings.json").read_text(encoding="utf-8"))
         return []
 
-    def patch(self, job):
-        """The Patch of a run, None without one."""
+    def patches_of(self, job):
+        """The list of each Patch of a run, in the order in which they are opened."""
         from ..patch import Patch
 
-        if job.patch is not None and job.patch not in self.patches:
-            try:
-                self.patches[job.patch] = Patch(Path(self.args.config).parent, job.patch)
-            except ValueError as error:
-                self.fail(f"{job.name}: patch: {error}")
-        return self.patches.get(job.patch)
+        names = [job.patch] if isinstance(job.patch, str) else job.patch or []
+        for name in names:
+            if name not in self.patches:
+                try:
+                    self.patches[name] = Patch(Path(self.args.config).parent, name)
+                except ValueError as error:
+                    self.fail(f"{job.name}: patch: {error}")
+        return [self.patches[name] for name in names]
 
+    @contextlib.contextmanager
     def in_force(self, job):
-        """A context in which the run's patch is open, if it has one."""
-        return contextlib.nullcontext() if job.patch is None else self.patch(job).open()
+        """A context in which each patch of the run is open."""
+        with contextlib.ExitStack() as stack:
+            for patch in self.patches_of(job):
+                stack.enter_context(patch.open())
+            yield
 
     def trained(self, job, folder, results):
         """Fingerprint of the text, curves and final measures of a language model."""
