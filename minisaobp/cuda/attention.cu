@@ -425,7 +425,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
 // dl = B (dB - sum of dB B) is the gradient of the log-beliefs, and log t_ik collects it from the others, all or
 // (causal) the later ones. x_ik = P_ik dP_ik = dl_ik - c P_ik dlog_t_ik / t_ik, then through the softmax
 // ds = x - P sum x. P = scale e is made again from the scores, B from P unless CAUSAL. tax: what the rows of each warp
-// add to the sum of dlog_t P / t.
+// add to the sum of dlog_t P / t, or nullptr where lambda is not learned.
 template <bool CAUSAL, bool FULL>
 __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
                                          const REAL* __restrict__ scores, const mask_t* __restrict__ valid,
@@ -437,6 +437,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
     if (FULL) L = WIDTH;
     Place at(L);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    bool learned = tax != nullptr;
     REAL decay = decays[at.matrix], c = cs[at.matrix], least = faint(decay, CAUSAL, ROWS), x[ROWS][ITEMS];
     if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
     softmaxes += (long long)at.matrix * L + at.first;
@@ -483,6 +484,14 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         along *= scale;
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) x[m][n] = b[n] * (scale * x[m][n] - scale * along);  // dl
+        if (learned) {  // a row of dl sums to zero but for rounding, which the tax, a sum that cancels, would show
+            REAL left = 0;
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) left += x[m][n];
+            left = scale * warp_sum(left);
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) x[m][n] -= b[n] * left;
+        }
     }
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) {
@@ -518,7 +527,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         store_row<FULL>(x[m], ds + at.start + m * L, L, at.has(m, L));
     }
     taxes = warp_sum(taxes);
-    if (lane == 0) tax[blockIdx.x * TEAM + warp] = taxes;
+    if (learned && lane == 0) tax[blockIdx.x * TEAM + warp] = taxes;
 }
 
 #define REFINE(name, SOFTMAX, CAUSAL, FULL)                                                                            \

@@ -125,10 +125,10 @@ def refined_softmax_backward(dB, B, prior, lam, causal):
     """`attention.refined_softmax_backward`: ds, and for an array lam dlam of every matrix, float64, (..., 1, 1)."""
     dB, B = in_order(dB, B)
     cupy, L, P = cupy_library(), B.shape[-1], prior.P
-    N = B.size // (L * L)
+    N, learned = B.size // (L * L), isinstance(lam, cupy.ndarray)
     (decays, cs), ds, rows = _decays(lam, B), cupy.empty_like(B), N * L
     if P is None:
-        tax = cupy.empty((*B.shape[:-2], _blocks(L) * TEAM))
+        tax = cupy.empty((*B.shape[:-2], _blocks(L) * TEAM)) if learned else None
         arrays = dB, B, prior.scores, prior.mask, prior.softmaxes, prior.weights, decays, cs, ds, tax
         _by_matrices("scores_gradient", causal, arrays, (B.shape[1],))
     else:
@@ -143,7 +143,7 @@ def refined_softmax_backward(dB, B, prior, lam, causal):
             kernel("column_sums", P)(((L + 63) // 64, N), (64, 8), (dB, B, r, g, np.int32(L)))
             arguments = (dB, B, P, r, g, decays, cs, ds, tax, np.int64(rows), np.int32(L))
             by_rows("scores_gradient", P, arguments, rows, L)
-    return ds, -cupy.exp(-lam) * tax.sum(axis=-1)[..., None, None] if isinstance(lam, cupy.ndarray) else None
+    return ds, -cupy.exp(-lam) * tax.sum(axis=-1)[..., None, None] if learned else None
 
 
 def product(a, b, transpose_a, transpose_b):
