@@ -425,8 +425,8 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
 // dl = B (dB - sum of dB B) is the gradient of the log-beliefs, and log t_ik collects it from the others, all or
 // (causal) the later ones. x_ik = P_ik dP_ik = dl_ik - c P_ik dlog_t_ik / t_ik, then through the softmax
 // ds = x - P sum x. P = scale e is made again from the scores, B from P unless CAUSAL. tax: what the rows of each warp
-// add to the sum of dlog_t P / t, or nullptr where lambda is not learned.
-template <bool CAUSAL, bool FULL>
+// add to the sum of dlog_t P / t, if lambda is LEARNED.
+template <bool CAUSAL, bool FULL, bool LEARNED>
 __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
                                          const REAL* __restrict__ scores, const mask_t* __restrict__ valid,
                                          const Softmax* __restrict__ softmaxes, const REAL* __restrict__ weights,
@@ -437,7 +437,6 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
     if (FULL) L = WIDTH;
     Place at(L);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bool learned = tax != nullptr;
     REAL decay = decays[at.matrix], c = cs[at.matrix], least = faint(decay, CAUSAL, ROWS), x[ROWS][ITEMS];
     if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
     softmaxes += (long long)at.matrix * L + at.first;
@@ -484,7 +483,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         along *= scale;
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) x[m][n] = b[n] * (scale * x[m][n] - scale * along);  // dl
-        if (learned) {  // a row of dl sums to zero but for rounding, which the tax, a sum that cancels, would show
+        if (LEARNED) {  // a row of dl sums to zero but for rounding, which the tax, a sum that cancels, would show
             REAL left = 0;
             #pragma unroll
             for (int n = 0; n < ITEMS; n++) left += x[m][n];
@@ -527,7 +526,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         store_row<FULL>(x[m], ds + at.start + m * L, L, at.has(m, L));
     }
     taxes = warp_sum(taxes);
-    if (learned && lane == 0) tax[blockIdx.x * TEAM + warp] = taxes;
+    if (LEARNED && lane == 0) tax[blockIdx.x * TEAM + warp] = taxes;
 }
 
 #define REFINE(name, SOFTMAX, CAUSAL, FULL)                                                                            \
@@ -536,19 +535,21 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
          int heads, int include_self) {                                                                                \
         refine<SOFTMAX, CAUSAL, FULL>(in, valid, softmaxes, weights, B, decays, L, heads, include_self);               \
     }
-#define GRADIENT(name, CAUSAL, FULL)                                                                                   \
+#define GRADIENT(name, CAUSAL, FULL, LEARNED)                                                                          \
     extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
     name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Softmax* softmaxes,             \
          const REAL* weights, const REAL* decays, const REAL* cs, REAL* ds, double* tax, int L, int heads) {           \
-        gradient<CAUSAL, FULL>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);               \
+        gradient<CAUSAL, FULL, LEARNED>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);               \
     }
 #define ALL(suffix, FULL)                                                                                              \
     REFINE(refine##suffix, false, false, FULL)                                                                         \
     REFINE(refine_causal##suffix, false, true, FULL)                                                                   \
     REFINE(softmax_refine##suffix, true, false, FULL)                                                                  \
     REFINE(softmax_refine_causal##suffix, true, true, FULL)                                                            \
-    GRADIENT(scores_gradient##suffix, false, FULL)                                                                     \
-    GRADIENT(scores_gradient_causal##suffix, true, FULL)
+    GRADIENT(scores_gradient##suffix, false, FULL, false)                                                              \
+    GRADIENT(scores_gradient_causal##suffix, true, FULL, false)                                                        \
+    GRADIENT(scores_and_lambda_gradient##suffix, false, FULL, true)                                                    \
+    GRADIENT(scores_and_lambda_gradient_causal##suffix, true, FULL, true)
 ALL(_in_registers, false)
 #if SINGLE  // where speed counts; to compile them takes seconds
 ALL(_of_full_rows_in_registers, true)

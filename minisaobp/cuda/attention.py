@@ -130,7 +130,8 @@ def refined_softmax_backward(dB, B, prior, lam, causal):
     if P is None:
         tax = cupy.empty((*B.shape[:-2], _blocks(L) * TEAM)) if learned else None
         arrays = dB, B, prior.scores, prior.mask, prior.softmaxes, prior.weights, decays, cs, ds, tax
-        _by_matrices("scores_gradient", causal, arrays, (B.shape[1],))
+        name = "scores_and_lambda_gradient" if learned else "scores_gradient"
+        _by_matrices(name, causal, arrays, (B.shape[1],))
     else:
         r, tax = cupy.empty(rows), cupy.empty(P.shape[:-1])
         by_rows("row_dots", P, (dB, B, r, np.int64(rows), np.int32(L)), rows, 32)
