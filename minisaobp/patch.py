@@ -9,6 +9,10 @@ from pathlib import Path
 from .training import task  # noqa: F401  what a run is made of is loaded from now on, and so seen by `_definitions`
 
 
+class LeftChanged(ValueError):
+    """A patch that changed the package for longer than it was open."""
+
+
 class Patch:
     """A file with a context manager `patched()`, read once: what is in force is what `sha256` is of.
 
@@ -35,9 +39,11 @@ class Patch:
         def check(kind=None, *_):
             if kind is not None and not issubclass(kind, Exception):  # Ctrl-C, after which there is no other arm
                 return
+            if kind is not None and issubclass(kind, LeftChanged):  # a patch that was opened after this one did it
+                return
             for name, value in _definitions().items():
                 if before.get(name, value) is not value:
-                    raise ValueError(
+                    raise LeftChanged(
                         f"{self.path} leaves {name} changed outside patched(), where other arms would see it"
                     )
 
@@ -49,6 +55,8 @@ class Patch:
                 context = namespace["patched"]()
                 check()
                 stack.enter_context(context)
+            except LeftChanged:
+                raise
             except Exception as error:  # whatever the file does
                 problem = f"{type(error).__name__}: {error}"
                 raise ValueError(f"expected a context manager patched() in {self.path} ({problem})") from None

@@ -506,6 +506,42 @@ def test_several_patches_are_in_force_together_and_each_is_known(tmp_path, capsy
     refused(config, "run: both, seed 0 was run with patch_sha256 = ['", capsys)
 
 
+LATE = """
+import contextlib
+from minisaobp.nn import attention
+
+together = attention.refined_softmax.__name__ == "<lambda>"
+if together and {fails}:
+    raise RuntimeError("no")
+
+@contextlib.contextmanager
+def patched():
+    yield
+    if together:
+        attention.VARIANTS = ()
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        (True, "run: both, seed 0: expected a context manager patched() in "),
+        (False, "late.py leaves minisaobp.nn.attention.VARIANTS changed outside patched()"),
+    ],
+)
+def test_patches_that_fail_together_are_one_line(tmp_path, capsys, monkeypatch, workers, fails, message):
+    head = "variants = ['high']\nsequences = 1\n[arms.both]\nvariant = 'high'\npatch = ['ahead.py', 'late.py']\n"
+    config = write_study(tmp_path, head)
+    (tmp_path / "ahead.py").write_text(PATCH)
+    (tmp_path / "late.py").write_text(LATE.format(fails=fails))
+    monkeypatch.setattr(attention, "VARIANTS", attention.VARIANTS)  # what late.py leaves is undone after the test
+    with pytest.raises(SystemExit) as stopped:
+        sweep(config, *workers)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    assert stopped.value.code == 2 and len(errors) == 1 and message in errors[0], errors
+
+
 def test_a_changed_patch_is_not_mixed_with_what_is_done(tmp_path, capsys, monkeypatch):
     head = "variants = ['original']\nseeds = [0]\nsequences = 1\n[arms.own]\npatch = 'own.py'\n"
     config = write_study(tmp_path, head)

@@ -137,8 +137,11 @@ def _results(runner, jobs, args, results, refuse):
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     for job in jobs:
         if job.task is None:
-            with runner.in_force(job):
-                _ = runner.text(job).training  # the token file, once for all processes
+            try:
+                with runner.in_force(job):
+                    _ = runner.text(job).training  # the token file, once for all processes
+            except ValueError as error:
+                refuse(f"{job.name}: {error}")
     try:
         yield from spread(jobs, args.workers, _worker, (runner.study, args, runner.folder, results), gpus)
     except Refused as refusal:
