@@ -51,6 +51,15 @@ def test_bench_cost_measures_and_records(tmp_path, monkeypatch, capsys):
     assert "inference      elemmul" in capsys.readouterr().out
 
 
+def test_bench_cost_where_there_may_be_a_gpu_takes_the_processor_if_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setenv("CUPY_TF32", "0")
+    calls = []
+    monkeypatch.setattr(bench_cost, "bench_cost", lambda *args: calls.append(args))
+    cli.main(["bench", "cost", "--device", "auto", "--out", str(tmp_path)])
+    assert calls == [(tmp_path / "cost.json", np)]
+
+
 def test_an_option_of_another_benchmark_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "cost", "--corpus", "x", "--out", str(tmp_path)])

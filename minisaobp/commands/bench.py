@@ -17,7 +17,7 @@ def add(parser):
         "products in TF32",
     )
     parser.add_argument(
-        "--device", choices=["cpu", "gpu"], default="cpu", help="of cost: where to compute, on a GPU with TF32 "
+        "--device", choices=options.DEVICES, default="cpu", help=f"of cost: {options.DEVICE_HELP}; on a GPU with TF32 "
         "(default: %(default)s)"
     )  # fmt: skip
     parser.add_argument(
@@ -29,21 +29,19 @@ def add(parser):
 
 
 def run(args, fail):
-    if args.device == "gpu" and args.what != "cost":
+    if args.device != "cpu" and args.what != "cost":
         fail("argument --device: only of cost; `bench gpu` is the GPU's benchmark")
     if args.corpus is not None and args.what != "text":
         fail("argument --corpus: only of text")
-    on_gpu = args.what == "gpu" or args.device == "gpu"
-    if on_gpu:
-        xp = options.device_library(argparse.Namespace(device="gpu", precision="tf32"), fail)
-    name = "cost-gpu.json" if args.what == "cost" and on_gpu else f"{args.what}.json"
+    device = "gpu" if args.what == "gpu" else args.device
+    precision = "float32" if device == "cpu" else "tf32"
+    xp = options.device_library(argparse.Namespace(device=device, precision=precision), fail)
+    name = "cost-gpu.json" if args.what == "cost" and xp.__name__ == "cupy" else f"{args.what}.json"
     out = options.writable_folder(args.out, (name,), fail)
     if args.what == "cost":
-        import numpy as np
-
         from ..bench_cost import bench_cost
 
-        return bench_cost(out / name, xp if on_gpu else np)
+        return bench_cost(out / name, xp)
     if args.what == "gpu":
         from ..bench_gpu import bench_gpu
 
