@@ -130,6 +130,18 @@ def test_what_a_row_from_above_has_in_common_does_not_reach_lambda(gpu_for, caus
 
 
 @FORMS
+@pytest.mark.parametrize("L", [32, 100, 200])
+def test_what_all_keys_of_a_row_have_in_common_is_not_in_the_gradient_of_lambda(causal, L):
+    # dA + 100 asks for the same as dA: the rows of dl sum to zero, and in float32 would not by themselves
+    scores, dA, _ = sequences(L, "float32")
+    dA += 100
+    heads = np.array([0.3, 2.5]).reshape(2, 1, 1)
+    _, _, _, ours = softmax_and_back(*moved(scores, dA, heads), "low", None, causal)
+    _, _, _, wanted = softmax_and_back(scores.astype(float), dA.astype(float), heads, "low", None, causal)
+    same(ours, wanted, "float32")
+
+
+@FORMS
 @pytest.mark.parametrize("L,architecture", [(100, 900), (300, 900), (140, 800)])
 def test_softmax_whose_beliefs_leave_the_range_of_floats(gpu_for, causal, L, architecture):
     gpu_for(architecture)
