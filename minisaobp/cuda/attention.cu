@@ -539,7 +539,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
     extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
     name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Softmax* softmaxes,             \
          const REAL* weights, const REAL* decays, const REAL* cs, REAL* ds, double* tax, int L, int heads) {           \
-        gradient<CAUSAL, FULL, LEARNED>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);               \
+        gradient<CAUSAL, FULL, LEARNED>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);      \
     }
 #define ALL(suffix, FULL)                                                                                              \
     REFINE(refine##suffix, false, false, FULL)                                                                         \
