@@ -90,14 +90,18 @@ extern "C" __global__ void causal_scan(const REAL* __restrict__ P, const REAL* d
     }
 }
 
-// r_j = sum over k of dB_jk B_jk
+// r_j = sum over k of dB_jk B_jk, over that of B_jk, which is 1 but for rounding: so the rows of dl sum to zero
 extern "C" __global__ void row_dots(const REAL* dB, const REAL* B, double* r, long long rows, int L) {
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows) return;
-    double total = 0;
-    for (int k = threadIdx.x % 32; k < L; k += 32) total += (double)dB[row * L + k] * B[row * L + k];
+    double total = 0, mass = 0;
+    for (int k = threadIdx.x % 32; k < L; k += 32) {
+        total += (double)dB[row * L + k] * B[row * L + k];
+        mass += B[row * L + k];
+    }
     total = warp_sum(total);
-    if (threadIdx.x % 32 == 0) r[row] = total;
+    mass = warp_sum(mass);
+    if (threadIdx.x % 32 == 0) r[row] = mass == 0 ? 0 : total / mass;
 }
 
 // g_k = sum over j of dl_jk, dl = B (dB - r)
