@@ -35,6 +35,6 @@ __all__ = [
 
 
 def allow_tf32():
-    """Matrix products in TF32: 10 bits of the factors, float32 sums. CuPy's own ask CUPY_TF32, at their import."""
+    """Matrix products in TF32: 10 bits of the factors, float32 sums. CuPy's own ask CUPY_TF32, at the first."""
     tf32 = 3  # CUBLAS_TF32_TENSOR_OP_MATH, which CuPy has no name for
     cupy_library().cuda.cublas.setMathMode(cupy_library().cuda.device.get_cublas_handle(), tf32)

@@ -5,6 +5,7 @@ python -m pytest tests/gpu
 What the kernels calculate is seen without one too, in tests/emulator; registers, speed and how hardware rounds are not.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,19 @@ import pytest
 
 import minisaobp as ms
 from minisaobp.backend import NoGpu, library, to_host
+from minisaobp.bp import bp_high
+from minisaobp.metrics.attention import column_mass, head_features, regime
+from minisaobp.metrics.graphs import CLUSTERING
+from minisaobp.metrics.gtd import gtd_and_indirect_entropy
 from minisaobp.nn import Bert, Config, Gpt2
-from minisaobp.nn.attention import attention, attention_backward, refined_softmax
+from minisaobp.nn.attention import attention, attention_backward, refined_softmax, refined_softmax_backward
 from minisaobp.nn.config import MIXINGS
 from minisaobp.text.batches import Batch
 from minisaobp.training.adamw import clip_to_norm
 from minisaobp.training.checkpoint import find_checkpoint
 from minisaobp.training.loop import Settings, evaluate, optimiser_for, train
 from minisaobp.training.run import lines_until, train_run
-from tests.operation_cases import adamw, cross_entropy, embedding, gelu, layer_norm, linear_gelu
+from tests import operation_cases as operations
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +36,8 @@ try:
     cupy = library("gpu")
 except NoGpu as trouble:
     pytest.skip(f"needs a GPU: {trouble}", allow_module_level=True)
+
+os.environ["CUPY_TF32"] = "0"  # whoever has it set: CuPy asks at its first product of matrices
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative, in norm
 DTYPES = ["float64", "float32"]
@@ -56,29 +63,59 @@ def both(function, *arrays):
     return list(zip(ours, wanted, strict=True))
 
 
+def moved(xp, kind, *values):
+    """Arrays to the library, those of floating point in that dtype; all else as it is."""
+    return [
+        xp.asarray(v.astype(kind) if v.dtype.kind == "f" else v) if isinstance(v, np.ndarray) else v for v in values
+    ]
+
+
+def against_float64(function, dtype, *values, what=""):
+    """function on CuPy arrays of the dtype, against NumPy in float64, which is given the same numbers."""
+    pairs = zip(function(*moved(cupy, dtype, *values)), function(*moved(np, np.float64, *values)), strict=True)
+    for n, (ours, wanted) in enumerate(pairs):
+        same(ours, wanted, dtype, (n, what))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [6, 100, 256, 1024])
 def test_layer_norm(dtype, width):
     x, dy = (numbers(3, 50, width, dtype=dtype, seed=n) for n in (1, 2))
     gamma, beta = (numbers(width, dtype=dtype, seed=n) for n in (3, 4))
 
-    for ours, wanted in both(layer_norm, x, gamma, beta, dy):
+    for ours, wanted in both(operations.layer_norm, x, gamma, beta, dy):
         same(ours, wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gelu_cross_entropy_embedding_adamw(dtype):
-    ids = np.random.default_rng(0).integers(0, 9, (4, 33))
+def test_operations(dtype):
+    rng = np.random.default_rng(0)
+    map_and_back = [numbers(*shape, dtype=dtype) for shape in ((5, 9, 20), (30, 20), (30,), (5, 9, 30))]
+    pair = [numbers(3, 700, dtype=dtype, seed=n) * 3 for n in (1, 2)]
     cases = {
-        gelu: [numbers(3, 700, dtype=dtype, seed=n) * 3 for n in (1, 2)],
-        linear_gelu: [numbers(*shape, dtype=dtype) for shape in ((5, 9, 20), (30, 20), (30,), (5, 9, 30))],
-        cross_entropy: [numbers(7, 1003, dtype=dtype) * 4, np.random.default_rng(0).integers(0, 1003, 7)],
-        embedding: [ids, numbers(9, 40, dtype=dtype), numbers(4, 33, 40, dtype=dtype)],
-        adamw: [numbers(1000, dtype=dtype), numbers(1000, dtype=dtype, seed=1)],
+        operations.linear: map_and_back,
+        operations.linear_gelu: map_and_back,
+        operations.gelu: pair,
+        operations.tanh: pair,
+        operations.softmax: pair,
+        operations.dropout: [pair[0], rng.random((3, 700)), pair[1]],
+        operations.cross_entropy: [numbers(7, 1003, dtype=dtype) * 4, rng.integers(0, 1003, 7)],
+        operations.squared_error: pair,
+        operations.entropy_penalty: [priors(4, 3, 50, 50, dtype=dtype), numbers(3, dtype=dtype) ** 2, None],
+        operations.eigen_penalty: [numbers(4, 8, 32, dtype=dtype, seed=n) for n in (1, 2)],
+        operations.embedding: [
+            rng.integers(0, 9, (4, 33)),
+            numbers(9, 40, dtype=dtype),
+            numbers(4, 33, 40, dtype=dtype),
+        ],
+        operations.adamw: [numbers(1000, dtype=dtype), numbers(1000, dtype=dtype, seed=1)],
     }
     for function, arrays in cases.items():
         for ours, wanted in both(function, *arrays):
             same(ours, wanted, dtype, function.__name__)
+    A, theta, _ = cases[operations.entropy_penalty]
+    for ours, wanted in both(operations.entropy_penalty, A, theta, np.arange(50) < np.array([[50], [3], [0], [40]])):
+        same(ours, wanted, dtype)
 
 
 def priors(*shape, dtype, sharpness=2.0, seed=0):
@@ -179,6 +216,38 @@ def test_attention(dtype, variant, causal, padded, length):
         same(a, b, dtype, n)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_with_dropout(dtype, variant, causal):
+    qkv = numbers(2, 50, 1 if variant in ("none", "uniform", "fixed") else 3, 4, 16, dtype=dtype)
+    dmixed, draws = numbers(2, 50, 4, 16, dtype=dtype), np.random.default_rng(0).random((2, 4, 50, 50))
+    dA, own = numbers(2, 4, 50, 50, dtype=dtype, seed=2), np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
+    if variant == "fixed":
+        own = numbers(4, 60, 60, dtype=dtype)
+
+    def run(qkv, dmixed, dA, own, draws):
+        mixed, A, cache = attention(qkv, own, variant, causal=causal, rate=0.2, rng=operations.Drawn(draws))
+        dqkv, down = attention_backward(dmixed, cache, dA)
+        return (mixed, A, dqkv) if down is None else (mixed, A, dqkv, down)
+
+    against_float64(run, dtype, qkv, dmixed, dA, own, draws)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("variant", ["high", "low"])
+@pytest.mark.parametrize("L", [32, 100, 128, 200, 512, 600])
+def test_what_all_keys_of_a_row_have_in_common_is_not_in_the_gradient(L, variant, causal):
+    # dB + 10 asks for the same as dB: the rows of the log-beliefs' gradient sum to zero, and would not in float32
+    scores, dB = (numbers(2, 8, L, L, dtype="float32", seed=n) for n in (0, 1))
+
+    def run(scores, dB, lam):
+        B, cache = refined_softmax(scores.copy(), lam, variant, None, causal)
+        return B, *refined_softmax_backward(dB, cache)
+
+    against_float64(run, "float32", scores, dB + 10, np.linspace(0.3, 2.5, 8).reshape(8, 1, 1))
+
+
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IDS = np.random.default_rng(2).integers(5, 60, (3, 40))
 MASK = (np.arange(40) < np.array([[40], [25], [33]])).astype(int)
@@ -255,7 +324,7 @@ class Copying:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-@pytest.mark.parametrize("variant", ["original", "high"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_ten_steps_follow_the_cpu_and_repeat_to_the_last_bit(kind, variant):
     settings = Settings(steps=10, batch=8, peak_rate=1e-3, warmup=2)
     losses = []
@@ -413,36 +482,95 @@ def test_generation():
         assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_streaming_and_measures(dtype):
-    Q, K, V = (numbers(300, 16, dtype=dtype, seed=n) for n in range(3))
-    for causal in (False, True):
-        outputs = []
-        for xp in (np, cupy):
-            O, cache = ms.streaming_attention(xp.asarray(Q), xp.asarray(K), xp.asarray(V), 0.3, causal=causal)
-            outputs.append([O, *ms.streaming_attention_backward(xp.asarray(V), cache)[:3]])
-        for ours, wanted in zip(outputs[1], outputs[0], strict=True):
-            same(ours, wanted, dtype)
-    A = priors(2, 3, 30, 30, dtype=dtype)
-    for measure in (ms.attention_entropy, ms.gtd, ms.indirect_entropy, ms.sparsity, ms.cross_layer_gtd):
-        same(measure(cupy.asarray(A)), measure(A), dtype, measure.__name__)
-    for options in ({}, {"causal": True}, {"variant": "elemmul"}, {"steps": 3, "damping": 0.2}):
-        dB = A[::-1].copy()
-        same(ms.refine(cupy.asarray(A), 0.3, **options), ms.refine(A, 0.3, **options), dtype, options)
-        dA, dlam = ms.refine_vjp(cupy.asarray(A), 0.3, cupy.asarray(dB), **options)
-        wanted, wanted_lam = ms.refine_vjp(A, 0.3, dB, **options)
-        same(dA, wanted, dtype, options)
-        assert float(dlam) == pytest.approx(wanted_lam, rel=TOLERANCE[dtype])
+HEAD_LAMS = np.array([0.3, 0.8]).reshape(2, 1, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_factor_of_ones_own(dtype):
-    A, psi = priors(2, 3, 20, 20, dtype=dtype), np.exp(0.3 * numbers(20, 20, dtype=dtype))
-    ours, wanted = (ms.refine_with_factor(xp.asarray(A), xp.asarray(psi)) for xp in (cupy, np))
-    same(ours, wanted, dtype)
-    pairs = (ms.refine_with_factor_vjp(*(xp.asarray(a) for a in (A, psi, A[::-1].copy()))) for xp in (cupy, np))
-    for ours, wanted in zip(*pairs, strict=True):
-        same(ours, wanted, dtype)
+@pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul"])
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+@pytest.mark.parametrize("length", [90, 300])
+def test_streaming_and_gradients_of_refine(dtype, variant, causal, length):
+    Q, K, V, dO = (numbers(2, 2, length, 16, dtype=dtype, seed=n) for n in range(4))
+    A, dB = priors(2, 2, length, length, dtype=dtype), numbers(2, 2, length, length, dtype=dtype)
+    padded = (np.arange(length) < np.array([[length], [length - 19]]))[:, None]
+    for include_self, lam, valid in ((False, HEAD_LAMS, padded), (True, HEAD_LAMS, padded), (False, 0.3, None)):
+        options = {"variant": variant, "causal": causal, "include_self": include_self}
+
+        def run(Q, K, V, dO, A, dB, lam, valid, options=options):
+            O, cache = ms.streaming_attention(Q, K, V, lam, valid=valid, **options)
+            dA, dlam = ms.refine_vjp(A, lam, dB, valid=valid, **options)
+            return O, *ms.streaming_attention_backward(dO, cache), ms.refine(A, lam, valid=valid, **options), dA, dlam
+
+        against_float64(run, dtype, Q, K, V, dO, A, dB, lam, valid, what=options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+@pytest.mark.parametrize("include_self", [False, True])
+def test_several_steps_and_factors_of_ones_own(dtype, causal, include_self):
+    A, psi = priors(2, 2, 20, 20, dtype=dtype), np.exp(0.3 * numbers(2, 20, 20, dtype=dtype))
+    dB, padded = numbers(2, 2, 20, 20, dtype=dtype), (np.arange(20) < np.array([[20], [15]]))[:, None]
+    for steps, damping in ((1, 0.0), (3, 0.2)):
+        options = {"causal": causal, "include_self": include_self, "steps": steps, "damping": damping}
+        for variant in ("high", "low"):
+
+            def potts(A, lam, dB, valid, options=options | {"variant": variant}):
+                return ms.refine(A, lam, valid=valid, **options), *ms.refine_vjp(A, lam, dB, valid=valid, **options)
+
+            against_float64(potts, dtype, A, HEAD_LAMS, dB, padded, what=(variant, options))
+
+        def own(A, psi, dB, valid, options=options):
+            B = ms.refine_with_factor(A, psi, valid=valid, **options)
+            return B, *ms.refine_with_factor_vjp(A, psi, dB, valid=valid, **options)
+
+        against_float64(own, dtype, A, psi, dB, padded, what=options)
+
+
+def test_float16_is_computed_in_float32():
+    A, (Q, K, V) = priors(2, 50, 50, dtype=np.float16), (numbers(50, 16, dtype=np.float16, seed=n) for n in range(3))
+    for function, arrays in (
+        (lambda A: ms.refine(A, 0.4), [A]),
+        (lambda Q, K, V: ms.streaming_attention(Q, K, V, 0.4)[0], [Q, K, V]),
+    ):
+        ours, wanted = function(*map(cupy.asarray, arrays)), function(*(a.astype(float) for a in arrays))
+        assert ours.dtype == np.float16
+        error = np.linalg.norm(to_host(ours) - wanted) / np.linalg.norm(wanted)
+        assert error < 2**-11, function  # the result is rounded to 11 bits, by at most half a unit of the last one
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_measures(dtype, padded):
+    A, valid = priors(2, 3, 30, 30, dtype=dtype), (np.arange(30) < np.array([[30], [21]]))[:, None] if padded else None
+    both_of = {"hops": 4, "beta": 0.9}
+    measures = {
+        "entropy": lambda A, valid: [ms.attention_entropy(A, valid=valid)],
+        "indirect": lambda A, valid: [ms.indirect_attention(A, valid=valid), ms.indirect_entropy(A, valid=valid)],
+        "gtd": lambda A, valid: [ms.gtd(A, valid=valid), *gtd_and_indirect_entropy(A, valid=valid, **both_of)],
+        "every hop": lambda A, valid: [ms.gtd(A, hops=np.inf, valid=valid), ms.gtd(A, hops=9, valid=valid)],
+        "gtd, gradient": lambda A, valid: [ms.gtd_backward(A[:, :, 0, 0], A, valid=valid)],
+        "cross-layer": lambda A, valid: [ms.cross_layer_gtd(A.swapaxes(0, 1), valid=None)],
+        "sparsity": lambda A, valid: [ms.sparsity(A, valid=valid), ms.sparsity(A, valid=valid, causal=True)],
+        "columns": lambda A, valid: [column_mass(A, valid=valid)],
+        "features": lambda A, valid: [*head_features(A, valid=valid, causal=True).values()],
+        "clustering": lambda A, valid: [ms.clustering_coefficient(A, kind, 0.05, valid=valid) for kind in CLUSTERING],
+        "betweenness": lambda A, valid: [ms.betweenness(A, weighted, 0.05, valid=valid) for weighted in (False, True)],
+    }
+    for name, measure in measures.items():
+        against_float64(measure, dtype, A, valid, what=name)
+    features = [head_features(a) for a in (cupy.asarray(A), A)]
+    kinds = [regime({name: to_host(value) for name, value in of.items()}) for of in features]
+    assert kinds[0].tolist() == kinds[1].tolist()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_loops_take_cupy_arrays_to_the_processor(causal):
+    A = priors(12, 12, dtype=float)
+    ours, wanted = (ms.algorithm1(xp.asarray(A), 0.7, causal=causal) for xp in (cupy, np))
+    assert isinstance(ours, np.ndarray) and (ours == wanted).all()
+    graphs = (ms.FactorGraph.from_attention(*(xp.asarray(a) for a in (A, bp_high(0.7, 12)))) for xp in (cupy, np))
+    ours, wanted = (np.array(list(graph.run(2).beliefs.values())) for graph in graphs)
+    assert (ours == wanted).all()
 
 
 @pytest.mark.parametrize("variant", ["original", "high", "low", "elemmul"])
