@@ -113,7 +113,7 @@ def _refinement(shape, xp, torch):
 
 
 def _kernels(xp):
-    """Every kernel at the sizes of a BERT-Medium step of 32 x 512 tokens, beside a copy of as many bytes."""
+    """Every kernel at the sizes of BERT-Medium, 32 x 512 tokens or 8 x 1024, beside a copy of as many bytes."""
     rng = xp.random.default_rng(0)
 
     def drawn(*shape):
@@ -135,6 +135,11 @@ def _kernels(xp):
         causal: {variant: refined_softmax(scores, LAM, variant, causal=causal)[1] for variant in ("original", "high")}
         for causal in (False, True)
     }
+    of_heads = xp.full((H, 1, 1), LAM)
+    learned = {causal: refined_softmax(scores, of_heads, "high", causal=causal)[1] for causal in (False, True)}
+    more = (B // 4, H, 2 * L, 2 * L)  # too many tokens for registers: attention_long.cu
+    long_scores, long_dB = scores.reshape(more), dB.reshape(more)
+    long_caches = {causal: refined_softmax(long_scores, LAM, "high", causal=causal)[1] for causal in (False, True)}
     table, S = xp.empty((VOCABULARY, D), np.float32), scores.nbytes
     calls = {
         "softmax": (2 * S, lambda: refined_softmax(scores, LAM, "original")),
@@ -143,6 +148,12 @@ def _kernels(xp):
         "its gradient": (3 * S, lambda: refined_softmax_backward(dB, caches[False]["high"])),
         "causal softmax + refinement": (2 * S, lambda: refined_softmax(scores, LAM, "high", causal=True)),
         "its gradient, causal": (4 * S, lambda: refined_softmax_backward(dB, caches[True]["high"])),
+        "gradient, lambda learned": (3 * S, lambda: refined_softmax_backward(dB, learned[False])),
+        "the same, causal": (4 * S, lambda: refined_softmax_backward(dB, learned[True])),
+        "softmax + refinement of 1024": (2 * S, lambda: refined_softmax(long_scores, LAM, "high")),
+        "gradient of 1024": (3 * S, lambda: refined_softmax_backward(long_dB, long_caches[False])),
+        "1024, causal": (2 * S, lambda: refined_softmax(long_scores, LAM, "high", causal=True)),
+        "gradient of 1024, causal": (4 * S, lambda: refined_softmax_backward(long_dB, long_caches[True])),
         "LayerNorm": (3 * x.nbytes, lambda: ops.layer_norm(x, gamma, beta, 1e-12)),
         "LayerNorm, gradient": (3 * x.nbytes, lambda: ops.layer_norm_backward(x, norm)),
         "bias + GELU": (3 * wide.nbytes, lambda: cuda.bias_gelu(wide, bias, False)),
