@@ -20,9 +20,6 @@ __device__ __forceinline__ REAL message(REAL e, REAL decay, REAL scale = 1) {
 __device__ __forceinline__ void opaque(float& x) { asm volatile("" : "+f"(x)); }
 __device__ __forceinline__ void opaque(double& x) { asm volatile("" : "+d"(x)); }
 
-// where the product of sixteen messages stays within a float, and of 128 within a double
-#define GENTLE (decay > (REAL)1e-2 && decay < (REAL)1e2)
-
 // Below this sum a row of P w / t, or of P w after w has taken up `rows` messages, may have lost terms that count.
 __device__ __forceinline__ REAL faint(REAL decay, bool causal, int rows) {
     REAL growth = max((REAL)1, causal ? decay : 1 / decay), least = LOST * growth;
@@ -345,7 +342,8 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
         }
         __syncwarp();
     }
-    bool gentle = GENTLE;
+    // then the product of sixteen messages stays within a float, and of 128 within a double
+    bool gentle = decay > (REAL)1e-2 && decay < (REAL)1e2;
     if (gentle) {
         REAL product[ITEMS];
         #pragma unroll

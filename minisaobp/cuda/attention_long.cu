@@ -1,23 +1,23 @@
 // Softmax and refinement of attention of any length: matrices are read again for each step. As in attention.cu.
 
-// C_k = sum over i of log t_ik, by products that are taken the logarithm of before they leave a float's range
-__device__ double column_evidence(const REAL* __restrict__ P, REAL decay, int L, int k, int first, int step) {
-    double C = 0;
-    REAL product = 1;
+// C_k = sum over i of log t_ik, by products that stay within a double's range for |lambda| <= 80. What rounding does to
+// it is the same in all beliefs about k, so it is not left to floats.
+__device__ double column_evidence(const REAL* __restrict__ P, double decay, int L, int k, int first, int step) {
+    double C = 0, product = 1;
     int i = first;
-    if (GENTLE)  // eight messages at a time stay within a float
-        for (; i + 7 * step < L; i += 8 * step) {
-            REAL t[8];
-            #pragma unroll
-            for (int m = 0; m < 8; m++) t[m] = message(P[(long long)(i + m * step) * L + k], decay);
-            product *= ((t[0] * t[1]) * (t[2] * t[3])) * ((t[4] * t[5]) * (t[6] * t[7]));
-            if (product < (REAL)1e-8 || product > (REAL)1e8) { C += log((double)product); product = 1; }
-        }
-    for (; i < L; i += step) {
-        product *= message(P[(long long)i * L + k], decay);
-        if (product < (REAL)1e-3 || product > (REAL)1e3) { C += log((double)product); product = 1; }
+    auto message_of = [&](int row) {
+        double p = P[(long long)row * L + k];
+        return (1 - p) + decay * p;
+    };
+    for (; i + 7 * step < L; i += 8 * step) {
+        double t[8];
+        #pragma unroll
+        for (int m = 0; m < 8; m++) t[m] = message_of(i + m * step);
+        product *= ((t[0] * t[1]) * (t[2] * t[3])) * ((t[4] * t[5]) * (t[6] * t[7]));
+        if (product < 1e-20 || product > 1e20) { C += log(product); product = 1; }
     }
-    return C + log((double)product);
+    for (; i < L; i += step) product *= message_of(i);
+    return C + log(product);
 }
 
 extern "C" __global__ void evidence(const REAL* __restrict__ P, const REAL* decays, double* C, int L) {
@@ -106,10 +106,10 @@ extern "C" __global__ void row_dots(const REAL* dB, const REAL* B, double* r, lo
 
 // g_k = sum over j of dl_jk, dl = B (dB - r)
 extern "C" __global__ void column_sums(const REAL* dB, const REAL* B, const double* r, REAL* g, int L) {
-    __shared__ REAL part[8][64];
+    __shared__ double part[8][64];
     long long n = blockIdx.y;
     int k = blockIdx.x * 64 + threadIdx.x;
-    REAL total = 0;
+    double total = 0;
     if (k < L)
         for (int j = threadIdx.y; j < L; j += 8) {
             long long at = (n * L + j) * L + k;
