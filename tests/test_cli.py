@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,18 +9,10 @@ import time
 
 import pytest
 
+from tests.command_line import refused, run, run_alone
+
 SMALL = ["--steps", "3", "--layers", "2", "--width", "16", "--heads", "2", "--length", "16", "--batch", "4"]
 VARIANTS = ["original", "high", "low", "elemmul"]
-
-
-def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "minisaobp", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +25,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory, corpus):
     out = tmp_path_factory.mktemp("out") / "new" / "folder"
-    done = run("compare", *SMALL, "--corpus", corpus, "--out", out)
+    done = run_alone("compare", *SMALL, "--corpus", corpus, "--out", out)
     assert done.returncode == 0, done.stderr
     return done, out
 
@@ -58,7 +49,7 @@ def test_compare_writes_what_it_says(small_run):
 
 def test_same_seed_gives_the_same_losses_to_the_last_bit(small_run, corpus, tmp_path):
     first = json.loads((small_run[1] / "results.json").read_text())["variants"]["high"]
-    run("compare", *SMALL, "--corpus", corpus, "--variants", "high", "--out", tmp_path)
+    run_alone("compare", *SMALL, "--corpus", corpus, "--variants", "high", "--out", tmp_path)
     again = json.loads((tmp_path / "results.json").read_text())["variants"]["high"]
     assert again["ratio_to_original"] is None
     for key in ("training_loss", "loss", "accuracy", "entropy", "gtd"):
@@ -109,7 +100,7 @@ def test_help_explains_every_option():
     text = run("compare", "--help").stdout
     for option in ["corpus", "variants", "lam", "steps", "seed", "layers", "width", "heads", "length", "batch", "out"]:
         assert f"--{option}" in text
-    assert run("--help").returncode == 0
+    assert run_alone("--help").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -139,9 +130,4 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "short.txt").write_text("too short")
-    before = sorted(os.listdir(tmp_path))
-    done = run("compare", *SMALL, *arguments, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert sorted(os.listdir(tmp_path)) == before
+    refused(tmp_path, ["compare", *SMALL, *arguments], message)

@@ -1,7 +1,5 @@
 """finetune, evaluate --task and data check as a person meets them, on small files in the official formats."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -9,34 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minisaobp import cli
 from minisaobp.nn import Bert, Config, Gpt2, from_pretrained
 from minisaobp.text.tokenizer import train_bpe, train_wordpiece
+from tests.command_line import run
 from tests.text.task_fixtures import CONTEXT, choices, glue, squad, write
 
 WORDS = [
     ("x", f"{CONTEXT} a fine and funny film good , warm wise dull lifeless mess bad in every way cat dog boat " * 3)
 ]
-
-
-def run(*arguments):
-    """The command line in this process, which saves a second each time."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-        try:
-            code = cli.main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-    texts = []
-    for stream in streams:
-        stream.flush()
-        texts.append(stream.buffer.getvalue().decode())
-    return SimpleNamespace(returncode=code, stdout=texts[0], stderr=texts[1])
 
 
 @pytest.fixture(scope="module")

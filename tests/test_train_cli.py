@@ -14,7 +14,7 @@ import pytest
 from minisaobp.commands import pretrain
 from minisaobp.training.adamw import AdamW
 from minisaobp.training.checkpoint import write_checkpoint
-from tests.test_cli import run
+from tests.command_line import refused, run, run_alone
 from tests.training.test_training import model_of
 
 SMALL = ["--layers", "2", "--width", "16", "--heads", "2", "--length", "16", "--batch", "4", "--steps", "6"]
@@ -105,7 +105,7 @@ def test_generate_continues_and_repeats(runs):
     arguments = ["generate", "--checkpoint", runs / "decoder", "--prompt", "Sentence", "--temperature", "1"]
     first, again, other = (run(*arguments, "--seed", seed).stdout for seed in (0, 0, 1))
     assert first == again != other and first.startswith("Sentence") and len(first) > 12
-    greedy = run("generate", "--checkpoint", runs / "decoder", "--tokens", 3)
+    greedy = run_alone("generate", "--checkpoint", runs / "decoder", "--tokens", 3)
     assert greedy.returncode == 0 and greedy.stderr == ""
 
 
@@ -323,15 +323,6 @@ def test_bad_models_and_texts_are_one_line(tmp_path, runs, arguments, message):
             cut = len(content) // 2 if name != "alone" and file.suffix == ".safetensors" else len(content)
             (tmp_path / name / file.name).write_bytes(content[:cut])
     refused(tmp_path, arguments, message)
-
-
-def refused(folder, arguments, message):
-    before = sorted(os.listdir(folder))
-    done = run(*arguments, cwd=folder, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert done.returncode == 2 and done.stdout == "", done.stdout
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert sorted(os.listdir(folder)) == before
 
 
 def test_help_explains_every_option():

@@ -57,9 +57,9 @@ def run(args, fail):
     from ..interrupts import interrupts
 
     xp = options.device_library(args, fail)
-    out = options.writable_folder(args.out, ("report.html", "metrics.json", "metrics.csv"), fail)
     sources, variants = _sources(args, xp, fail)
     snapshots = _snapshots(args, fail) if args.over_time else []
+    out = options.writable_folder(args.out, ("report.html", "metrics.json", "metrics.csv"), fail)
     with interrupts() as asked:
         try:
             done = [_measure(source, args, asked) for source in sources]

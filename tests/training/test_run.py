@@ -17,6 +17,7 @@ from minisaobp.training import run
 from minisaobp.training.checkpoint import BEFORE, LATEST, find_checkpoint, read_checkpoint
 from minisaobp.training.loop import optimiser_for, train
 from minisaobp.training.run import Interrupted, train_run
+from tests import command_line
 from tests.training.test_training import Copying, Settings, model_of
 
 SETTINGS = Settings(steps=12, batch=4, peak_rate=1e-2, warmup=2)
@@ -240,9 +241,9 @@ def command(*arguments):
 @pytest.mark.parametrize("model", ["encoder", "decoder"])
 def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, model):
     (tmp_path / "text.txt").write_text("\n\n".join(f"Sentence {n} says that {n * n} is its square." for n in range(99)))
-    options = [*SMALL, "--model", model, "--variant", "high", "--corpus", tmp_path / "text.txt", "--steps", 400]
+    options = [*SMALL, "--model", model, "--variant", "high", "--corpus", tmp_path / "text.txt", "--steps", 250]
     options += ["--eval-every", 7]
-    done = subprocess.run(command(*options, "--out", tmp_path / "whole"), capture_output=True, text=True, timeout=120)
+    done = command_line.run("train", *options, "--out", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     kills, next_step = 0, command(*options, "--out", tmp_path / "cut")
     while kills < 4:
