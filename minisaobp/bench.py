@@ -15,7 +15,7 @@ import numpy as np
 from . import bp
 from .files import write_json
 from .nn import Bert, preset
-from .results import environment
+from .results import provenance
 from .training.adamw import AdamW, clip_to_norm
 
 REPEATS = 40
@@ -57,7 +57,7 @@ def bench_bp(out):
         "refine_vjp, causal": lambda: bp.refine_vjp(A, 0.2, dB, causal=True),
     } | _naive_pytorch(A, dB)
     seconds = {name: summary(values) for name, values in take_turns(contestants, REPEATS).items()}
-    results = {"environment": environment(), "shape": list(A.shape), "dtype": "float32", "repeats": REPEATS}
+    results = {**provenance(), "shape": list(A.shape), "dtype": "float32", "repeats": REPEATS}
     results["refinement"] = seconds
 
     small = A[0, 0, :64, :64].astype(np.float64)
@@ -131,7 +131,7 @@ def bench_train(out):
     seconds = {name: summary(values) for name, values in take_turns(contestants, TRAIN_REPEATS).items()}
     memory = {name: _step_memory(name) for name in contestants if name != "matrix products alone"}
     results = {
-        "environment": environment(),
+        **provenance(),
         "model": "bert-mini",
         "vocabulary": VOCABULARY,
         "batch": [BATCH, LENGTH],

@@ -5,7 +5,7 @@ import numpy as np
 from .bench import step_of, summary, take_turns
 from .files import write_json
 from .nn import Bert, preset
-from .results import device_name, environment
+from .results import device_name, provenance
 
 VOCABULARY, LENGTH = 30522, 128
 ARMS = {
@@ -25,7 +25,7 @@ SIZES = {
 
 def bench_cost(out, xp):
     """Print the tables and write them to `out` as JSON: seconds of a training step and of the scores of a batch."""
-    results = {"environment": environment(), "device": device_name(xp), "vocabulary": VOCABULARY, "sizes": {}}
+    results = {**provenance(), "device": device_name(xp), "vocabulary": VOCABULARY, "sizes": {}}
     for name, (batch, repeats) in SIZES["cpu" if xp is np else "gpu"].items():
         rows = _rows(name, batch, repeats, xp)
         results["sizes"][name] = {"batch": [batch, LENGTH], "repeats": repeats} | rows

@@ -8,11 +8,12 @@ import numpy as np
 
 from . import cuda
 from .bench import step_of, summary
+from .bp import refine
 from .bp.refinement import refine_rows
 from .files import write_json
 from .nn import ops, preset
 from .nn.attention import refined_softmax, refined_softmax_backward
-from .results import environment
+from .results import provenance
 from .training.adamw import AdamW
 
 SHAPES = ((32, 8, 512, 512), (128, 4, 128, 128))
@@ -25,8 +26,12 @@ CALLS = 20  # of a kernel between two events, so that what is measured is the de
 def bench_gpu(out, xp):
     """Print the tables and write them to `out` as JSON. xp: cupy, with TF32 as CUPY_TF32 says."""
     device = xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    results = {"environment": environment(), "device": device, "cupy": xp.__version__, "refinement": {}, "steps": {}}
-    results["driver"] = xp.cuda.runtime.driverGetVersion()
+    versions = {
+        "cupy": xp.__version__,
+        "cuda": xp.cuda.runtime.runtimeGetVersion(),
+        "driver": xp.cuda.runtime.driverGetVersion(),  # the newest CUDA that it knows
+    }
+    results = {**provenance(), "device": device, **versions, "refinement": {}, "steps": {}}
     # Ours come first: in a process that had compiled a model with PyTorch they took up to half as long again.
     batches = {step: _batch(*step[1:]) for step in STEPS}
     ours = {step: _our_steps(step[0], *batches[step], xp) for step in STEPS}
@@ -91,6 +96,7 @@ def _refinement(shape, xp, torch):
         "copy": lambda: xp.copyto(B, A),
         "refine": lambda: refine_rows(A, LAM, out=B),
         "refine, causal": lambda: refine_rows(A, LAM, causal=True, out=B),
+        "minisaobp.refine": lambda: refine(A, LAM),  # looks at A first, and normalises its rows
     }
     if torch is not None:
         peer = torch.from_dlpack(A)
@@ -108,7 +114,10 @@ def _refinement(shape, xp, torch):
         low, high = row["quartiles"]
         rate = 2 * A.nbytes / row["median"] / 1e9
         spread = f"({low:.4f} to {high:.4f})"
-        print(f"{name:>20}  {row['median']:8.4f}  {spread}  {row['of_copy']:6.2f} copies  {rate:6.2f} TB/s")
+        print(
+            f"{name:>20}  {row['median']:8.4f}  {spread}  {row['of_copy']:6.2f} copies  {rate:6.2f} TB/s"
+            + _ratios(name, row, {peer: rows.get(f"PyTorch, {peer}") for peer in ("naive", "compiled")})
+        )
     return rows
 
 
@@ -242,13 +251,20 @@ def _print_steps(name, batch, length, rows):
     )
     for label, row in rows.items():
         low, high = row["quartiles"]
-        ours, _, variant = label.partition(", ")
-        peers = [f"PyTorch {kind}" for kind in ("eager", "compiled") if ours == "minisaobp"]
-        pairs = [(peer, rows[f"{peer}, {variant}"]) for peer in peers if f"{peer}, {variant}" in rows]
-        ratios = "".join(f"  {row['median'] / other['median']:.2f} of {peer}" for peer, other in pairs)
+        variant = label.partition(", ")[2]
+        ratios = _ratios(label, row, {kind: rows.get(f"PyTorch {kind}, {variant}") for kind in ("eager", "compiled")})
         print(f"{label:>28}  {row['median']:7.2f}  ({low:.2f} to {high:.2f})  {row['megabytes']:7.0f} MB{ratios}")
     ratio = rows["minisaobp, high"]["median"] / rows["minisaobp, original"]["median"]
     print(f"high: {ratio:.3f} times original (taking turns)")
+
+
+def _ratios(label, row, peers):
+    """What is printed after a time of ours: how much of PyTorch's it is, which is also noted in its row."""
+    if label.startswith("PyTorch") or label == "copy":
+        return ""
+    found = {kind: row["median"] / peer["median"] for kind, peer in peers.items() if peer}
+    row |= {f"of_pytorch_{kind}": ratio for kind, ratio in found.items()}
+    return "".join(f"  {ratio:.2f} of PyTorch {kind}" for kind, ratio in found.items())
 
 
 def _our_step(name, variant, ids, labels, xp):

@@ -8,7 +8,7 @@ from pathlib import Path
 from .bench import step_of
 from .files import write_json
 from .nn import Config
-from .results import environment
+from .results import provenance
 from .text.batches import Batches
 from .text.corpora import python_documentation, whole_files
 from .text.masking import masking
@@ -29,7 +29,7 @@ def bench_text(out, corpus):
     """
     documents = whole_files(corpus) if corpus else python_documentation()[0]
     results = {
-        "environment": environment(),
+        **provenance(),
         "corpus": [Path(path).name for path in corpus or ["pydoc_data.topics"]],
         "characters": documents.characters,
         "words": documents.words(),

@@ -1,11 +1,17 @@
 """What every recorded number stands beside: the machine, the versions and the commit."""
 
+import datetime
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from . import __version__
+
+
+def provenance():
+    """What a benchmark's numbers stand beside: {"date", "commit", "environment"}."""
+    return {"date": datetime.date.today().isoformat(), "commit": commit(), "environment": environment()}
 
 
 def environment():

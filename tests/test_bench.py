@@ -77,7 +77,11 @@ def test_bench_gpu_measures_ours_before_pytorch_and_leaves_it_the_memory(tmp_pat
     pieces = {"_our_steps": ours, "_kernels": {}, "_peers": ("torch", None), "_refinement": {}, "_their_steps": {}}
     for name, result in pieces.items():
         monkeypatch.setattr(bench_gpu, name, noted(name, result))
-    properties = {"getDeviceProperties": lambda _: {"name": b"some"}, "driverGetVersion": lambda: 1}
+    properties = {
+        "getDeviceProperties": lambda _: {"name": b"some"},
+        "driverGetVersion": lambda: 1,
+        "runtimeGetVersion": lambda: 1,
+    }
     xp = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(**properties)), __version__="14")
     xp.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=noted("free", None))
     bench_gpu.bench_gpu(tmp_path / "gpu.json", xp)

@@ -167,7 +167,7 @@ def not_enough_memory(asked, error):
     length = "" if asked["length"] is None else f" of --length {asked['length']}"  # None: the task's own
     return (
         f"not enough memory for --batch {asked['batch']} sequences{length}: lower --batch (and raise --accumulate, for "
-        f"the same steps) or --length; the last checkpoint is intact ({error})"
+        f"the same steps) or --length; the last checkpoint, if one was written, is intact ({error})"
     )
 
 

@@ -8,7 +8,7 @@ import numbers
 
 import numpy as np
 
-from ..backend import array_namespace, attention_array, valid_array
+from ..backend import array_namespace, attention_array, to_host, valid_array
 from .entropy import mean_over_rows, row_entropy
 
 SPARSE = 1e-3  # below it an entry counts as none; uniform attention has such entries from L = 1000 on only
@@ -72,7 +72,7 @@ def head_features(A, *, valid=None, causal=False):
 
 
 def regime(features):
-    """The kind of each head, an array of the strings "sink", "diffuse", "local", "mixed".
+    """The kind of each head, a NumPy array of the strings "sink", "diffuse", "local", "mixed".
 
     The rule, ours, first that holds: sink, one token gets half of all attention or more; diffuse, entropy at least
     0.9 of the uniform one's; local, half of the attention or more stays within one token's distance; else mixed.
@@ -82,6 +82,7 @@ def regime(features):
     >>> regime(head_features(matrices)).tolist()
     ['sink', 'diffuse', 'local']
     """
+    features = {name: to_host(values) for name, values in features.items()}
     rules = [
         features["sink"] >= SINK_SHARE,
         features["entropy"] >= DIFFUSE_ENTROPY,

@@ -74,7 +74,7 @@ class Model:
     def with_head(self, head, rng, num_labels=2):
         """A new model with this one's encoder (and pooler) and a new head, drawn from rng: for fine-tuning."""
         config = dataclasses.replace(self.config, head=head, num_labels=num_labels)
-        model = type(self).initialise(config, rng, self.parameters.flat.dtype)
+        model = type(self).initialise(config, rng, self.parameters.flat.dtype).on(self._xp)
         body = {*self.body_shapes(config), POOLER + "weight", POOLER + "bias"}
         for name in body & self.parameters.keys() & model.parameters.keys():
             model.parameters[name][...] = self.parameters[name]
