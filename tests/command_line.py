@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 from minisaobp import cli
 
@@ -14,7 +15,11 @@ from minisaobp import cli
 def run(*arguments):
     """The command line in this process, which saves a second each time."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+    with (
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+        patch.dict(os.environ),  # --precision writes to it
+    ):
         try:
             code = cli.main([*map(str, arguments)])
         except SystemExit as end:

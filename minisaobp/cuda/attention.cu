@@ -10,9 +10,10 @@
 
 #define WIDTH (32 * ITEMS)
 
-// t = 1 - (1 - decay) P with P = scale e and decay = e^-lam, written so that a small decay does not drown beside the 1
+// t = 1 - (1 - decay) P with P = scale e and decay = e^-lam, written so that a small decay does not drown beside the 1.
+// It drowns beside what 1 - P is rounded by: a row with all but 1e-3 on one key wants lam < 8 in floats.
 __device__ __forceinline__ REAL message(REAL e, REAL decay, REAL scale = 1) {
-    return (1 - scale * e) + (decay * scale) * e;
+    return not_below_zero(1 - scale * e) + (decay * scale) * e;
 }
 
 // Hides from the compiler that x is what it was: it would keep what it made of it, for want of registers in memory,

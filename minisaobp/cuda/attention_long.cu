@@ -7,7 +7,7 @@ __device__ double column_evidence(const REAL* __restrict__ P, double decay, int 
     int i = first;
     auto message_of = [&](int row) {
         double p = P[(long long)row * L + k];
-        return (1 - p) + decay * p;
+        return not_below_zero(1 - p) + decay * p;
     };
     for (; i + 7 * step < L; i += 8 * step) {
         double t[8];

@@ -17,6 +17,10 @@ __device__ __forceinline__ T warp_max(T x) {
     return x;
 }
 
+// x, or 0 for what rounding has made less of it
+__device__ __forceinline__ float not_below_zero(float x) { return __saturatef(x); }  // of x <= 1, at no cost
+__device__ __forceinline__ double not_below_zero(double x) { return fmax(x, 0.0); }
+
 // Quick exponential and quotient: of floats within 2 roundings, the exponential within 2 + |x| of them, and both
 // without numbers below a float's smallest normal one, which take several instructions more.
 __device__ __forceinline__ float quick_exp(float x) {

@@ -221,6 +221,7 @@ double __hiloint2double(int high, int low) {
 float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
 float ex2_approx_ftz(float x) { return flushed(std::exp2(flushed(x))); }
 float rcp_approx_ftz(float x) { return flushed(1 / flushed(x)); }
+float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }  // 0 of NaN too
 
 template <typename A, typename B, typename T = std::common_type_t<A, B>>
 T max(A a, B b) {  // a NaN is no number to CUDA's

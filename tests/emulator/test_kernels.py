@@ -201,6 +201,26 @@ def test_refine_rows(cupy, gpu_for, dtype, causal, L, architecture):
             same(ours, wanted, dtype, (lams, include_self))
 
 
+@FORMS
+@pytest.mark.parametrize("L,architecture", [(100, 900), (300, 900), (140, 800)])
+def test_a_prior_that_rounding_has_made_more_than_one_sends_a_message(cupy, gpu_for, causal, L, architecture):
+    gpu_for(architecture)
+    priors = np.eye(L, dtype="float32")[[0] * L] * (1 + np.finfo("float32").eps)
+    priors[1] = 0
+    (there,) = moved(priors[None])
+    ours, _ = refine_rows(there, 20.0, "high", causal=causal, out=cupy.empty_like(there))
+    same(ours, priors[None] > 0, "float32")
+
+
+def test_what_a_long_column_says_is_not_rounded_as_floats_are(gpu_for):
+    gpu_for(800)
+    scores = 2 * numbers(1, 2, 300, 300, dtype="float32")
+    ours, _ = attention.refined_softmax(*moved(scores, 1.0), "high")
+    wanted, _ = attention.refined_softmax(scores.astype(float), 1.0, "high")
+    error = np.linalg.norm(np.asarray(ours) - wanted) / np.linalg.norm(wanted)
+    assert error < 2.5e-7, error  # 1e-7 of the softmax and the beliefs themselves; 300 messages in floats make it 5e-7
+
+
 def test_each_gpu_of_several_is_asked_for_large_clusters(cupy, gpu_for, monkeypatch):
     gpu_for(900)
     P = np.full((1, 300, 300), 1 / 300)

@@ -66,6 +66,7 @@ def both(function, *arrays):
     """function on NumPy and on CuPy arrays: pairs of every array in the results."""
     wanted = function(*arrays)
     ours = function(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arrays))
+    assert [a.dtype for a in ours] == [np.asarray(a).dtype for a in wanted], function.__name__
     return list(zip(ours, wanted, strict=True))
 
 
