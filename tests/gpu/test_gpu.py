@@ -629,11 +629,10 @@ def test_float16_is_computed_in_float32():
 @pytest.mark.parametrize("padded", [False, True])
 def test_measures(dtype, padded):
     A, valid = priors(2, 3, 30, 30, dtype=dtype), (np.arange(30) < np.array([[30], [21]]))[:, None] if padded else None
-    both_of = {"hops": 4, "beta": 0.9}
     measures = {
         "entropy": lambda A, valid: [ms.attention_entropy(A, valid=valid)],
         "indirect": lambda A, valid: [ms.indirect_attention(A, valid=valid), ms.indirect_entropy(A, valid=valid)],
-        "gtd": lambda A, valid: [ms.gtd(A, valid=valid), *gtd_and_indirect_entropy(A, valid=valid, **both_of)],
+        "gtd": lambda A, valid: [ms.gtd(A, valid=valid), *gtd_and_indirect_entropy(A, valid=valid)],
         "every hop": lambda A, valid: [ms.gtd(A, hops=np.inf, valid=valid), ms.gtd(A, hops=9, valid=valid)],
         "gtd, gradient": lambda A, valid: [
             ms.gtd_backward(A[:, :, 0, 0], A, hops=hops, valid=valid) for hops in (2, 4, 9, np.inf)
