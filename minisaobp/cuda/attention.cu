@@ -10,12 +10,6 @@
 
 #define WIDTH (32 * ITEMS)
 
-// t = 1 - (1 - decay) P with P = scale e and decay = e^-lam, written so that a small decay does not drown beside the 1.
-// It drowns beside what 1 - P is rounded by: a row with all but 1e-3 on one key wants lam < 8 in floats.
-__device__ __forceinline__ REAL message(REAL e, REAL decay, REAL scale = 1) {
-    return not_below_zero(1 - scale * e) + (decay * scale) * e;
-}
-
 // Hides from the compiler that x is what it was: it would keep what it made of it, for want of registers in memory,
 // where making it again is quicker.
 __device__ __forceinline__ void opaque(float& x) { asm volatile("" : "+f"(x)); }
@@ -95,49 +89,67 @@ __device__ __forceinline__ void scale_to_one(REAL (&v)[ITEMS], REAL total) {
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
 }
 
-// The softmax of scores s is scale e(s), e(s) = exp(s - top); of a row that sees nothing it is zero. Of the largest
-// score e is 1 and no less, so scale is at most 1 and no message below its decay.
-struct Softmax {
-    REAL top, scale;
-    __device__ __forceinline__ REAL e(REAL s) const { return quick_exp(s - top); }
+// A row of priors P = scale e. The softmax of scores s has e = exp(s - top), which for the largest is 1 and no less, so
+// scale is at most 1; it is 0 where a row sees nothing. A row that comes as P has scale 1. Its messages are
+// t = 1 - (1 - decay) P = (1 - P) + kept e, kept = decay scale: so a small decay = e^-lam does not drown beside the 1.
+struct Row {
+    REAL top, scale, kept;
+    __device__ __forceinline__ REAL e_of_score(REAL s) const { return quick_exp(s - top); }
+    __device__ __forceinline__ REAL e_of_prior(REAL P) const { return P > (REAL)0.5 && top > 0 ? top : P; }
+    __device__ __forceinline__ REAL message(REAL e) const { return not_below_zero(1 - scale * e) + kept * e; }
+
+    // A decay below this drowns beside the rounding of a P near 1 too. A row that has such a P (one at most) is sharp:
+    // there 1 - P is what the others have. P becomes what leaves them that, as near as rounding lets it, and what it is
+    // off by, no more than they have, goes into kept.
+    __device__ __forceinline__ static bool small(REAL decay) { return decay < (REAL)0.135; }
+    __device__ __forceinline__ void sharpen(REAL decay, REAL others, bool softmax) {
+        if (softmax) {
+            scale = 1 / (1 + others);
+            kept = decay * scale + (scale * others - (1 - scale));
+        } else {
+            top = 1 - others;
+            kept = decay + (others - (1 - top)) / top;
+        }
+    }
 };
 
-// from masked scores s to e(s), and what their softmax is
-__device__ __forceinline__ Softmax softmax_of(REAL (&s)[ITEMS]) {
+// from masked scores s to e(s)
+__device__ __forceinline__ Row row_of_scores(REAL (&s)[ITEMS], REAL decay) {
     REAL top = -INFINITY, total = 0;
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) top = max(top, s[n]);
     top = warp_max(top);
-    Softmax softmax = {top == -INFINITY ? 0 : top, 0};
+    Row row = {top == -INFINITY ? 0 : top, 0, 0};
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) { s[n] = softmax.e(s[n]); total += s[n]; }
+    for (int n = 0; n < ITEMS; n++) { s[n] = row.e_of_score(s[n]); total += s[n]; }
     total = warp_sum(total);
-    if (total != 0) softmax.scale = 1 / total;
-    return softmax;
+    if (total != 0) row.scale = 1 / total;
+    row.kept = decay * row.scale;
+    return row;
 }
 
 // Beliefs of one row whose weights have left a float's range, by a warp, in logarithms: C (L) is the evidence before
-// it, or, causal, before the `above` rows over it that belong to the same warp. prior(m, k): of label k, m rows above.
-// Rare, so it reads them again. An empty row, which ends here too, stays empty.
-template <typename Prior>
-__device__ __noinline__ void beliefs_in_logs(Prior prior, const double* C, REAL* B, REAL decay, int L, int causal,
+// it, or, causal, before the `above` rows over it that belong to the same warp. prior(k), message(m, k): of label k, m
+// rows above. Rare, so it reads them again. An empty row, which ends here too, stays empty.
+template <typename Prior, typename Message>
+__device__ __noinline__ void beliefs_in_logs(Prior prior, Message message, const double* C, REAL* B, int L, int causal,
                                              int above, int include_self) {
     auto log_belief = [&](int k) {
-        double l = C[k] + (double)log(prior(0, k)), own = (double)log(message(prior(0, k), decay));
+        double l = C[k] + (double)log(prior(k)), own = (double)log(message(0, k));
         if (causal)
-            for (int m = 1; m <= above; m++) l += (double)log(message(prior(m, k), decay));
+            for (int m = 1; m <= above; m++) l += (double)log(message(m, k));
         return causal == include_self ? l + (causal ? own : -own) : l;
     };
     double top = NEVER;
     for (int k = threadIdx.x % 32; k < L; k += 32)
-        if (prior(0, k) > 0) top = fmax(top, log_belief(k));
+        if (prior(k) > 0) top = fmax(top, log_belief(k));
     top = warp_max(top);
     REAL total = 0;
     for (int k = threadIdx.x % 32; k < L; k += 32)
-        if (prior(0, k) > 0) total += exp((REAL)(log_belief(k) - top));
+        if (prior(k) > 0) total += exp((REAL)(log_belief(k) - top));
     total = warp_sum(total);
     for (int k = threadIdx.x % 32; k < L; k += 32)
-        B[k] = prior(0, k) > 0 ? exp((REAL)(log_belief(k) - top)) / total : prior(0, k);  // 0, or NaN
+        B[k] = prior(k) > 0 ? exp((REAL)(log_belief(k) - top)) / total : prior(k);  // 0, or NaN
 }
 
 extern "C" __global__ void softmax_rows(const REAL* s, const mask_t* valid, REAL* P, long long rows, int L, int heads,
@@ -154,7 +166,7 @@ extern "C" __global__ void softmax_rows(const REAL* s, const mask_t* valid, REAL
         int k = key<false>(n);
         if (!(used && (!causal || k <= j) && (valid == nullptr || (k < L && valid[k])))) v[n] = -INFINITY;
     }
-    REAL scale = softmax_of(v).scale;
+    REAL scale = row_of_scores(v, 1).scale;
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
     store_row<false>(v, P + row * L, L, true);
@@ -315,44 +327,74 @@ struct Place {
 // Beliefs B of priors, which are `in` or, with SOFTMAX, the softmax of the scores `in`. For the gradient it then leaves
 // what each row's softmax is, and, unless CAUSAL, the weights (L) that all rows share.
 template <bool SOFTMAX, bool CAUSAL, bool FULL>
-__device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Softmax* softmaxes, REAL* weights, REAL* B,
+__device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Row* softmaxes, REAL* weights, REAL* B,
                                        const REAL* decays, int L, int heads, int include_self) {
     __shared__ Columns columns;
-    __shared__ Softmax softmax[TEAM][ROWS];
+    __shared__ Row rows[TEAM][ROWS];
     double(*part)[WIDTH] = columns.part, *base = columns.base;
     if (FULL) L = WIDTH;
     if (SOFTMAX) include_self = false;
     Place at(L);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Row* row_of = rows[warp];
     REAL decay = decays[at.matrix], e[ROWS][ITEMS];
     #pragma unroll
     for (int m = 0; m < ROWS; m++)
         load_row<FULL>(e[m], in + at.start + m * L, L, at.has(m, L), SOFTMAX ? -INFINITY : 0);
+    if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
     if (SOFTMAX) {
-        if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
         unsigned keys = visible_keys<FULL>(L, valid);
         #pragma unroll
         for (int m = 0; m < ROWS; m++) {
             if (!FULL || CAUSAL || valid != nullptr)
                 mask_row<FULL>(e[m], at.first + m, at.sees(m, L, valid), keys, CAUSAL);
-            Softmax found = softmax_of(e[m]);
-            if (lane == 0) {
-                softmax[warp][m] = found;
-                if (at.has(m, L)) softmaxes[(long long)at.matrix * L + at.first + m] = found;
+            Row row = row_of_scores(e[m], decay);
+            if (lane == 0) row_of[m] = row;
+        }
+    } else if (lane < ROWS) {
+        row_of[lane] = {0, 1, decay};
+    }
+    __syncwarp();
+    // of row m of this warp and label k, for what is rare: so it reads it again
+    auto e_of = [=](int m, int k) -> REAL {
+        REAL x = in[at.start + m * L + k];
+        if (!SOFTMAX) return row_of[m].e_of_prior(x);
+        bool seen = row_of[m].scale != 0 && (valid == nullptr || valid[k]) && (!CAUSAL || k <= at.first + m);
+        return seen ? row_of[m].e_of_score(x) : 0;
+    };
+    if (Row::small(decay)) {
+        #pragma unroll 1
+        for (int m = 0; at.has(m, L); m++) {
+            Row row = row_of[m];
+            REAL largest = 0, others = 0;
+            for (int k = lane; k < L; k += 32) {
+                REAL e = e_of(m, k);
+                largest = max(largest, e);
+                if (row.scale * e <= (REAL)0.5) others += e;
             }
+            largest = warp_max(largest);
+            others = warp_sum(others);
+            if (row.scale * largest > (REAL)0.5) row.sharpen(decay, others, SOFTMAX);
+            if (lane == 0) row_of[m] = row;
         }
         __syncwarp();
+        #pragma unroll
+        for (int m = 0; m < ROWS && !SOFTMAX; m++) {
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) e[m][n] = row_of[m].e_of_prior(e[m][n]);
+        }
     }
+    if (SOFTMAX && at.has(lane, L)) softmaxes[(long long)at.matrix * L + at.first + lane] = row_of[lane];
     // then the product of sixteen messages stays within a float, and of 128 within a double
     bool gentle = decay > (REAL)1e-2 && decay < (REAL)1e2;
     if (gentle) {
         REAL product[ITEMS];
         #pragma unroll
         for (int m = 0; m < ROWS; m++) {
-            REAL scale = SOFTMAX ? softmax[warp][m].scale : 1;
+            Row row = row_of[m];
             #pragma unroll
             for (int n = 0; n < ITEMS; n++) {
-                REAL t = message(e[m][n], decay, scale);
+                REAL t = row.message(e[m][n]);
                 product[n] = m ? product[n] * t : t;
             }
         }
@@ -365,7 +407,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
             double product = 1, sum = 0;
             #pragma unroll
             for (int m = 0; m < ROWS; m++) {
-                product *= message(e[m][n], decay, SOFTMAX ? softmax[warp][m].scale : 1);
+                product *= row_of[m].message(e[m][n]);
                 if (m == ROWS / 2 - 1) { sum = log_of(product); product = 1; }  // of up to eight within e^-80 .. e^80
             }
             part[warp][key<FULL>(n)] = sum + log_of(product);
@@ -391,11 +433,12 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
     unsigned rare = 0;
     #pragma unroll
     for (int m = 0; m < ROWS; m++) {
-        REAL total = 0, scale = SOFTMAX ? softmax[warp][m].scale : 1;
-        opaque(decay);
+        REAL total = 0;
+        Row row = row_of[m];
+        opaque(row.kept);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) {
-            REAL t = message(e[m][n], decay, scale), ew = e[m][n] * w[n];
+            REAL t = row.message(e[m][n]), ew = e[m][n] * w[n];
             e[m][n] = CAUSAL ? (include_self ? ew * t : ew) : (include_self ? ew : quotient(ew, t));
             if (CAUSAL) w[n] *= t;
             total += e[m][n];
@@ -408,16 +451,9 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
     __syncwarp();
     for (int m = 0; rare >> m; m++)
         if (rare >> m & 1) {
-            const REAL* row = in + at.start + m * L;
-            const Softmax* of_row = &softmax[warp][m];
-            int j = at.first + m;
-            auto prior = [=](int above, int k) -> REAL {
-                if (!SOFTMAX) return row[k - above * L];
-                Softmax s = of_row[-above];
-                bool seen = s.scale != 0 && (valid == nullptr || valid[k]) && (!CAUSAL || k <= j - above);
-                return seen ? s.scale * s.e(row[k - above * L]) : 0;
-            };
-            beliefs_in_logs(prior, C, B + at.start + m * L, decay, L, CAUSAL, m, include_self);
+            auto prior = [=](int k) { return row_of[m].scale * e_of(m, k); };
+            auto message = [=](int above, int k) { return row_of[m - above].message(e_of(m - above, k)); };
+            beliefs_in_logs(prior, message, C, B + at.start + m * L, L, CAUSAL, m, include_self);
         }
 }
 
@@ -428,7 +464,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Soft
 template <bool CAUSAL, bool FULL, bool LEARNED>
 __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
                                          const REAL* __restrict__ scores, const mask_t* __restrict__ valid,
-                                         const Softmax* __restrict__ softmaxes, const REAL* __restrict__ weights,
+                                         const Row* __restrict__ softmaxes, const REAL* __restrict__ weights,
                                          const REAL* __restrict__ decays, const REAL* __restrict__ cs,
                                          REAL* __restrict__ ds, double* __restrict__ tax, int L, int heads) {
     __shared__ Columns columns;
@@ -445,24 +481,26 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         load_row<FULL>(e, scores + at.start + m * L, L, at.has(m, L), -INFINITY);
         if (!FULL || CAUSAL || valid != nullptr)
             mask_row<FULL>(e, at.first + m, at.sees(m, L, valid), keys, CAUSAL);
-        Softmax softmax = {at.has(m, L) ? softmaxes[m].top : 0, 0};
+        Row row = {0, 0, 0};
+        if (at.has(m, L)) row = softmaxes[m];
         #pragma unroll
-        for (int n = 0; n < ITEMS; n++) e[n] = softmax.e(e[n]);
+        for (int n = 0; n < ITEMS; n++) e[n] = row.e_of_score(e[n]);
+        opaque(row.kept);
+        return row;
     };
     #pragma unroll
     for (int m = 0; m < ROWS; m++) load_row<FULL>(x[m], dB + at.start + m * L, L, at.has(m, L), 0);
     #pragma unroll
     for (int m = 0; m < ROWS; m++) {
         REAL b[ITEMS], along = 0, total = 0;
-        load_e(b, m);
+        Row row = load_e(b, m);
         bool again = !CAUSAL;
         if (again) {
-            REAL scale = at.has(m, L) ? softmaxes[m].scale : 0, w[ITEMS];
-            opaque(decay);
+            REAL w[ITEMS];
             load_row<FULL>(w, weights, L, true, 0);
             #pragma unroll
             for (int n = 0; n < ITEMS; n++) {
-                b[n] = quotient(b[n] * w[n], message(b[n], decay, scale));
+                b[n] = quotient(b[n] * w[n], row.message(b[n]));
                 total += b[n];
                 along += x[m][n] * b[n];
             }
@@ -506,20 +544,19 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         g[n] = base[key<FULL>(n)] + (CAUSAL ? part[warp][key<FULL>(n)] : 0);
     #pragma unroll
     for (int m = ROWS - 1; m >= 0; m--) {  // upwards: a causal row collects from those below it
-        REAL e[ITEMS], total = 0, taxed = 0, scale = at.has(m, L) ? softmaxes[m].scale : 0;
-        load_e(e, m);
-        opaque(decay);
+        REAL e[ITEMS], total = 0, taxed = 0;
+        Row row = load_e(e, m);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) {
             REAL dl = x[m][n], heard = CAUSAL ? g[n] : g[n] - dl;
-            REAL taxed_here = quotient(heard * e[n], message(e[n], decay, scale));
+            REAL taxed_here = quotient(heard * e[n], row.message(e[n]));
             if (CAUSAL) g[n] += dl;
-            x[m][n] = dl - (c * scale) * taxed_here;
+            x[m][n] = dl - (c * row.scale) * taxed_here;
             taxed += taxed_here;
             total += x[m][n];
         }
-        taxes += scale * taxed;
-        total = scale * warp_sum(total);
+        taxes += row.scale * taxed;
+        total = row.scale * warp_sum(total);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) x[m][n] -= e[n] * total;
         store_row<FULL>(x[m], ds + at.start + m * L, L, at.has(m, L));
@@ -530,13 +567,13 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
 
 #define REFINE(name, SOFTMAX, CAUSAL, FULL)                                                                            \
     extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
-    name(const REAL* in, const mask_t* valid, Softmax* softmaxes, REAL* weights, REAL* B, const REAL* decays, int L,   \
+    name(const REAL* in, const mask_t* valid, Row* softmaxes, REAL* weights, REAL* B, const REAL* decays, int L,   \
          int heads, int include_self) {                                                                                \
         refine<SOFTMAX, CAUSAL, FULL>(in, valid, softmaxes, weights, B, decays, L, heads, include_self);               \
     }
 #define GRADIENT(name, CAUSAL, FULL, LEARNED)                                                                          \
     extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
-    name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Softmax* softmaxes,             \
+    name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Row* softmaxes,             \
          const REAL* weights, const REAL* decays, const REAL* cs, REAL* ds, double* tax, int L, int heads) {           \
         gradient<CAUSAL, FULL, LEARNED>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);      \
     }

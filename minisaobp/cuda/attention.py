@@ -14,6 +14,7 @@ import numpy as np
 from .launch import by_rows, cupy_library, has_clusters, in_order, items_of, kernel
 
 TEAM = 8  # warps of each of the blocks that share a matrix
+TOGETHER = 8  # rows of a warp in `causal_beliefs`
 
 
 def _blocks(L):
@@ -66,7 +67,7 @@ class Prior(NamedTuple):
     P: Any  # (B, H, L, L) the softmax; None where it is made again
     scores: Any = None  # (B, H, L, L)
     mask: Any = None  # (B, L) uint8, 0 for padding, or None
-    softmaxes: Any = None  # (B, H, L, 2) largest score and scale of every row
+    softmaxes: Any = None  # (B, H, L, 3) what makes it of every row: struct Row in attention.cu
     weights: Any = None  # (B, H, L) exp of the evidence about each label, up to a factor; None if causal
 
 
@@ -78,7 +79,7 @@ def refined_softmax(scores, valid, lam, causal):
         return refine_rows(P, lam, causal, False), Prior(P)
     cupy, B = cupy_library(), cupy_library().empty_like(scores)
     mask = None if valid is None else valid.astype(np.uint8)
-    softmaxes = cupy.empty((*scores.shape[:-1], 2), scores.dtype)
+    softmaxes = cupy.empty((*scores.shape[:-1], 3), scores.dtype)
     weights = None if causal else cupy.empty(scores.shape[:-1], scores.dtype)
     arrays = scores, mask, softmaxes, weights, B, _decays(lam, scores)[0]
     _by_matrices("softmax_refine", causal, arrays, (scores.shape[1], 0))
@@ -108,17 +109,26 @@ def refine_rows(P, lam, causal, include_self, out=None):
         _by_matrices("refine", causal, (P, None, None, None, B, _decays(lam, P)[0]), (1, include_self))
         return B
     decays, _ = _decays(lam, P)
-    rows, own = N * L, np.int32(include_self)
+    rows, own, rest = N * L, np.int32(include_self), _rests(P, decays)
     if causal:
-        kernel("causal_scan", P)(((rows + 127) // 128,), (128,), (P, decays, B, np.int64(rows), np.int32(L), own))
-        unmasked = np.int32(1), np.int32(0), np.int32(0)
-        by_rows("softmax_rows", P, (B, 0, B, np.int64(rows), np.int32(L), *unmasked), rows, L)
+        groups = -(-L // TOGETHER)
+        C = cupy.empty((N, groups, L))
+        kernel("causal_evidence", P)(((rows + 127) // 128,), (128,), (P, rest, decays, C, np.int64(rows), np.int32(L)))
+        arguments = (P, rest, C, decays, B, np.int64(N * groups), np.int32(L), own)
+        by_rows("causal_beliefs", P, arguments, N * groups, L)
         return B
     C, w = cupy.empty((N, L)), cupy.empty((N, L), P.dtype)
-    kernel("evidence", P)(((L + 63) // 64, N), (64, 8), (P, decays, C, np.int32(L)))
+    kernel("evidence", P)(((L + 63) // 64, N), (64, 8), (P, rest, decays, C, np.int32(L)))
     kernel("weights", P)((N,), (256,), (C, w, np.int32(L)))
-    by_rows("beliefs", P, (P, C, w, decays, B, np.int64(rows), np.int32(L), own), rows, L)
+    by_rows("beliefs", P, (P, rest, C, w, decays, B, np.int64(rows), np.int32(L), own), rows, L)
     return B
+
+
+def _rests(P, decays):
+    """What the rows of P (..., L, L) have beside an entry near 1, where decays are small, and room for it elsewhere."""
+    rest, L = cupy_library().empty(P.shape[:-1]), P.shape[-1]
+    by_rows("rests", P, (P, decays, rest, np.int64(rest.size), np.int32(L)), rest.size, 32)
+    return rest
 
 
 def refined_softmax_backward(dB, B, prior, lam, causal):
@@ -133,16 +143,16 @@ def refined_softmax_backward(dB, B, prior, lam, causal):
         name = "scores_and_lambda_gradient" if learned else "scores_gradient"
         _by_matrices(name, causal, arrays, (B.shape[1],))
     else:
-        r, tax = cupy.empty(rows), cupy.empty(P.shape[:-1])
+        rest, r, tax = _rests(P, decays), cupy.empty(rows), cupy.empty(P.shape[:-1])
         by_rows("row_dots", P, (dB, B, r, np.int64(rows), np.int32(L)), rows, 32)
         if causal:
-            arguments = (dB, B, P, r, decays, cs, ds, tax, np.int64(rows), np.int32(L))
+            arguments = (dB, B, P, rest, r, decays, cs, ds, tax, np.int64(rows), np.int32(L))
             kernel("causal_gradient", P)(((rows + 127) // 128,), (128,), arguments)
             by_rows("through_softmax", P, (ds, P, np.int64(rows), np.int32(L)), rows, 32)
         else:
             g = cupy.empty(rows, P.dtype)
             kernel("column_sums", P)(((L + 63) // 64, N), (64, 8), (dB, B, r, g, np.int32(L)))
-            arguments = (dB, B, P, r, g, decays, cs, ds, tax, np.int64(rows), np.int32(L))
+            arguments = (dB, B, P, rest, r, g, decays, cs, ds, tax, np.int64(rows), np.int32(L))
             by_rows("scores_gradient", P, arguments, rows, L)
     return ds, -cupy.exp(-lam) * tax.sum(axis=-1)[..., None, None] if learned else None
 

@@ -1,31 +1,50 @@
 // Softmax and refinement of attention of any length: matrices are read again for each step. As in attention.cu.
 
+// For each row of a matrix with a small decay: what all but a P near 1 sum up to, which is what 1 - P is (struct Row).
+extern "C" __global__ void rests(const REAL* P, const REAL* decays, double* rest, long long rows, int L) {
+    long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
+    if (row >= rows || !Row::small(decays[row / L])) return;
+    double total = 0;
+    for (int k = threadIdx.x % 32; k < L; k += 32) {
+        REAL p = P[row * L + k];
+        if (p <= (REAL)0.5) total += p;
+    }
+    total = warp_sum(total);
+    if (threadIdx.x % 32 == 0) rest[row] = total;
+}
+
+// t of a prior p; rest: of its row. T: what to reckon in
+template <typename T>
+__device__ __forceinline__ T message_of(T p, REAL decay, const double* rest) {
+    T left = Row::small(decay) && p > (T)0.5 ? (T)*rest : not_below_zero(1 - p);
+    return left + decay * p;
+}
+
 // C_k = sum over i of log t_ik, by products that stay within a double's range for |lambda| <= 80. What rounding does to
 // it is the same in all beliefs about k, so it is not left to floats.
-__device__ double column_evidence(const REAL* __restrict__ P, double decay, int L, int k, int first, int step) {
+__device__ double column_evidence(const REAL* __restrict__ P, const double* __restrict__ rest, REAL decay, int L, int k,
+                                  int first, int step) {
     double C = 0, product = 1;
     int i = first;
-    auto message_of = [&](int row) {
-        double p = P[(long long)row * L + k];
-        return not_below_zero(1 - p) + decay * p;
-    };
+    auto message = [&](int row) { return message_of<double>(P[(long long)row * L + k], decay, rest + row); };
     for (; i + 7 * step < L; i += 8 * step) {
         double t[8];
         #pragma unroll
-        for (int m = 0; m < 8; m++) t[m] = message_of(i + m * step);
+        for (int m = 0; m < 8; m++) t[m] = message(i + m * step);
         product *= ((t[0] * t[1]) * (t[2] * t[3])) * ((t[4] * t[5]) * (t[6] * t[7]));
         if (product < 1e-20 || product > 1e20) { C += log(product); product = 1; }
     }
-    for (; i < L; i += step) product *= message_of(i);
+    for (; i < L; i += step) product *= message(i);
     return C + log(product);
 }
 
-extern "C" __global__ void evidence(const REAL* __restrict__ P, const REAL* decays, double* C, int L) {
+extern "C" __global__ void evidence(const REAL* __restrict__ P, const double* rest, const REAL* decays, double* C,
+                                    int L) {
     __shared__ double part[8][64];
     long long n = blockIdx.y;
     int k = blockIdx.x * 64 + threadIdx.x;
     part[threadIdx.y][threadIdx.x] =
-        k < L ? column_evidence(P + n * L * L, decays[n], L, k, threadIdx.y, 8) : 0;
+        k < L ? column_evidence(P + n * L * L, rest + n * L, decays[n], L, k, threadIdx.y, 8) : 0;
     __syncthreads();
     if (threadIdx.y == 0 && k < L) {
         double total = 0;
@@ -49,44 +68,89 @@ extern "C" __global__ void weights(const double* C, REAL* w, int L) {
 }
 
 // B ~ P w / t row by row; where too little is left of it to trust, in logarithms
-extern "C" __global__ void beliefs(const REAL* __restrict__ P, const double* C, const REAL* __restrict__ w,
-                                   const REAL* decays, REAL* __restrict__ B, long long rows, int L, int include_self) {
+extern "C" __global__ void beliefs(const REAL* __restrict__ P, const double* rest, const double* C,
+                                   const REAL* __restrict__ w, const REAL* decays, REAL* __restrict__ B, long long rows,
+                                   int L, int include_self) {
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32, matrix = row / L;
     if (row >= rows) return;
     REAL decay = decays[matrix], p[ITEMS], v[ITEMS], total = 0;
     load_row<false>(p, P + row * L, L, true, 0);
     load_row<false>(v, w + matrix * L, L, true, 0);
     for (int n = 0; n < ITEMS; n++) {
-        v[n] = include_self ? p[n] * v[n] : quotient(p[n] * v[n], message(p[n], decay));
+        v[n] = include_self ? p[n] * v[n] : quotient(p[n] * v[n], message_of(p[n], decay, rest + row));
         total += v[n];
     }
     total = warp_sum(total);
     if (!(total > faint(decay, false, 1))) {
-        auto prior = [=](int, int k) { return P[row * L + k]; };
-        beliefs_in_logs(prior, C + matrix * L, B + row * L, decay, L, false, 0, include_self);
+        auto prior = [=](int k) { return P[row * L + k]; };
+        auto message = [=](int, int k) { return message_of(P[row * L + k], decay, rest + row); };
+        beliefs_in_logs(prior, message, C + matrix * L, B + row * L, L, false, 0, include_self);
         return;
     }
     scale_to_one(v, total);
     store_row<false>(v, B + row * L, L, true);
 }
 
-// causal: token j hears i < j, a running sum down each column; the log-beliefs, less the evidence of the token itself,
-// which keeps a float's digits where they matter
-extern "C" __global__ void causal_scan(const REAL* __restrict__ P, const REAL* decays, REAL* __restrict__ l,
-                                       long long columns, int L, int include_self) {
+// Causal: token j hears i < j, so that the evidence grows down the rows. A warp has TOGETHER of them.
+#define TOGETHER 8
+
+// C_k before the first of every TOGETHER rows, (N, L / TOGETHER rounded up, L). Their messages multiply to a double.
+extern "C" __global__ void causal_evidence(const REAL* __restrict__ P, const double* __restrict__ rest,
+                                           const REAL* decays, double* __restrict__ C, long long columns, int L) {
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= columns) return;
-    long long n = at / L;
+    long long n = at / L, groups = (L + TOGETHER - 1) / TOGETHER;
     int k = at % L;
-    REAL decay = decays[n], product = 1;
-    double C = 0;
-    #pragma unroll 8
-    for (int j = 0; j < L; j++) {
-        long long here = (n * L + j) * L + k;
-        REAL p = P[here], t = message(p, decay);
-        l[here] = p > 0 ? (REAL)(C + (double)log(include_self ? p * product * t : p * product)) : -INFINITY;
-        product *= t;
-        if (product < (REAL)1e-3 || product > (REAL)1e3) { C += log((double)product); product = 1; }
+    REAL decay = decays[n];
+    double sum = 0, product = 1;
+    #pragma unroll TOGETHER
+    for (int i = 0; i < L; i++) {
+        if (i % TOGETHER == 0) {
+            sum += log(product);
+            product = 1;
+            C[(n * groups + i / TOGETHER) * L + k] = sum;
+        }
+        product *= message_of<double>(P[(n * L + i) * L + k], decay, rest + n * L + i);
+    }
+}
+
+// as `beliefs` has them; from row to row w takes up the messages of the row before. groups: of all matrices
+extern "C" __global__ void causal_beliefs(const REAL* __restrict__ P, const double* rest, const double* C,
+                                          const REAL* decays, REAL* __restrict__ B, long long groups, int L,
+                                          int include_self) {
+    long long group = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
+    if (group >= groups) return;
+    int of_a_matrix = (L + TOGETHER - 1) / TOGETHER, first = group % of_a_matrix * TOGETHER;
+    long long matrix = group / of_a_matrix, row = matrix * L + first;
+    C += group * L;
+    P += row * L;
+    B += row * L;
+    rest += row;
+    REAL decay = decays[matrix], least = faint(decay, true, TOGETHER), w[ITEMS];
+    float top = -INFINITY;  // about the largest C is good enough
+    for (int k = threadIdx.x % 32; k < L; k += 32) top = fmaxf(top, (float)C[k]);
+    top = warp_max(top);
+    for (int n = 0; n < ITEMS; n++) w[n] = key<false>(n) < L ? quick_exp((REAL)(C[key<false>(n)] - top)) : 0;
+    for (int m = 0; m < TOGETHER && first + m < L; m++) {
+        REAL b[ITEMS], total = 0;
+        load_row<false>(b, P + m * L, L, true, 0);
+        for (int n = 0; n < ITEMS; n++) {
+            REAL t = message_of(b[n], decay, rest + m), own = include_self ? t : 1;
+            b[n] *= w[n] * own;
+            w[n] *= t;
+            total += b[n];
+        }
+        total = warp_sum(total);
+        if (total > least && total < INFINITY) {
+            scale_to_one(b, total);
+            store_row<false>(b, B + m * L, L, true);
+        } else {
+            auto prior = [=](int k) { return P[m * L + k]; };
+            auto message = [=](int above, int k) {
+                return message_of(P[(m - above) * L + k], decay, rest + m - above);
+            };
+            beliefs_in_logs(prior, message, C, B + m * L, L, true, m, include_self);
+        }
     }
 }
 
@@ -125,9 +189,9 @@ extern "C" __global__ void column_sums(const REAL* dB, const REAL* B, const doub
 }
 
 // g -> ds, as scores_gradient_in_registers has it; tax: the sum of dlog_t P / t of each row
-extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const REAL* P, const double* r, const REAL* g,
-                                           const REAL* decays, const REAL* cs, REAL* ds, double* tax, long long rows,
-                                           int L) {
+extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const REAL* P, const double* rest,
+                                           const double* r, const REAL* g, const REAL* decays, const REAL* cs, REAL* ds,
+                                           double* tax, long long rows, int L) {
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows) return;
     int lane = threadIdx.x % 32;
@@ -140,7 +204,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
         if (k < L) {
             p[m] = P[row * L + k];
             REAL dl = B[row * L + k] * (dB[row * L + k] - r[row]);
-            REAL part = (g[n * L + k] - dl) * p[m] / message(p[m], decays[n]);
+            REAL part = (g[n * L + k] - dl) * p[m] / message_of(p[m], decays[n], rest + row);
             x[m] = dl - cs[n] * part;
             taxes += part;
         }
@@ -157,9 +221,9 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
 
 // the same for the causal form: log t_ik collects from the j > i, a running sum up each column; x, and tax by column
 extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const REAL* __restrict__ B,
-                                           const REAL* __restrict__ P, const double* __restrict__ r, const REAL* decays,
-                                           const REAL* cs, REAL* __restrict__ x, double* tax, long long columns,
-                                           int L) {
+                                           const REAL* __restrict__ P, const double* __restrict__ rest,
+                                           const double* __restrict__ r, const REAL* decays, const REAL* cs,
+                                           REAL* __restrict__ x, double* tax, long long columns, int L) {
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= columns) return;
     long long n = at / L;
@@ -169,7 +233,7 @@ extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const RE
     for (int i = L - 1; i >= 0; i--) {
         long long here = (n * L + i) * L + k;
         REAL p = P[here], dl = B[here] * (dB[here] - r[n * L + i]);
-        REAL part = (REAL)later * p / message(p, decays[n]);
+        REAL part = (REAL)later * p / message_of(p, decays[n], rest + n * L + i);
         x[here] = dl - cs[n] * part;
         taxes += part;
         later += dl;

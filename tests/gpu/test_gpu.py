@@ -22,7 +22,13 @@ from minisaobp.metrics.attention import column_mass, head_features, regime
 from minisaobp.metrics.graphs import CLUSTERING
 from minisaobp.metrics.gtd import gtd_and_indirect_entropy
 from minisaobp.nn import Bert, Config, Gpt2
-from minisaobp.nn.attention import attention, attention_backward, refined_softmax, refined_softmax_backward
+from minisaobp.nn.attention import (
+    attention,
+    attention_backward,
+    refined_softmax,
+    refined_softmax_backward,
+    softmax_of,
+)
 from minisaobp.nn.config import MIXINGS
 from minisaobp.text.batches import Batch
 from minisaobp.text.task_files import Example
@@ -160,15 +166,33 @@ def test_a_nan_is_not_hidden_from_other_rows(L):
     assert cupy.isnan(B).all()
 
 
+@pytest.mark.parametrize("margin", [6, 8, 12, 20, 60])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("L", [32, 100, 128, 512])
-def test_rows_that_are_one_hot(L, causal):
-    scores = numbers(1, 2, L, L, dtype="float32") + 60 * (np.arange(L) == np.arange(L)[:, None] // 3)
-    scores[..., 5, :] /= 60
-    for lam in (20.0, 40.0):
-        ours, _ = refined_softmax(cupy.asarray(scores, np.float32), lam, "high", None, causal)
-        wanted, _ = refined_softmax(scores.astype(float), lam, "high", None, causal)
-        same(ours, wanted, "float32", lam)
+@pytest.mark.parametrize("L", [32, 100, 128, 256, 300, 512, 600])
+def test_rows_that_have_nearly_all_of_themselves_on_one_key(L, causal, margin):
+    # 1 - P must not come out below 0 and, e^-lambda being small, must not be what P is rounded by: the others have it
+    lam = np.array([5.0, 8.0, 20.0, 80.0]).reshape(4, 1, 1)
+    scores = numbers(1, 4, L, L, dtype="float64") + margin * (np.arange(L) == np.arange(L)[:, None] // 3)
+    scores[..., 5, :] /= margin
+    scores, dA = scores.astype("float32"), numbers(1, 4, L, L, dtype="float32", seed=1)
+
+    def run(scores, dA, lam):
+        A, cache = refined_softmax(scores.copy(), lam, "high", None, causal)
+        return A, softmax_of(cache), *refined_softmax_backward(dA, cache)
+
+    A, P, ds, dlam = run(*moved(cupy, "float32", scores, dA, lam))
+    wanted = run(*moved(np, "float64", scores, dA, lam))
+    if margin <= 8:
+        same(dlam, wanted[3], "float32")
+    if margin == 6:  # the softmax's own gradient loses digits as P comes near 1, on NumPy as well
+        same(ds, wanted[2], "float32")
+    exact = to_host(P).astype(float)
+    for h in range(4):
+        same(A[:, h], wanted[0][:, h], "float32", h)
+        for include_self in (False, True):
+            options = {"causal": causal, "include_self": include_self}
+            ours = ms.refine(P[:, h], lam[h, 0, 0], **options)
+            same(ours, ms.refine(exact[:, h], lam[h, 0, 0], **options), "float32", (h, include_self))
 
 
 @pytest.fixture
@@ -182,6 +206,13 @@ def no_clusters(monkeypatch):
 def test_without_clusters(dtype, causal, no_clusters):
     test_refinement(dtype, causal, 300)
     test_attention(dtype, "high", causal, True, 300)
+    test_rows_that_have_nearly_all_of_themselves_on_one_key(300, causal, 12)
+
+
+def test_what_is_heard_down_a_long_column_keeps_its_digits():
+    # a few keys win ever more: the evidence grows to lambda times the rows, and what tells them apart does not
+    P = np.exp(numbers(1, 600, 600, dtype="float64") - 8 * (np.arange(600) >= 8)).astype("float32")
+    same(ms.refine(cupy.asarray(P), -80.0, causal=True), ms.refine(P.astype(float), -80.0, causal=True), "float32")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
