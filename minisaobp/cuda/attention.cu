@@ -481,10 +481,11 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         load_row<FULL>(e, scores + at.start + m * L, L, at.has(m, L), -INFINITY);
         if (!FULL || CAUSAL || valid != nullptr)
             mask_row<FULL>(e, at.first + m, at.sees(m, L, valid), keys, CAUSAL);
-        Row row = {0, 0, 0};
-        if (at.has(m, L)) row = softmaxes[m];
+        Row row = {at.has(m, L) ? softmaxes[m].top : 0, 0, 0};
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) e[n] = row.e_of_score(e[n]);
+        row.scale = at.has(m, L) ? softmaxes[m].scale : 0;
+        row.kept = at.has(m, L) ? softmaxes[m].kept : 0;
         opaque(row.kept);
         return row;
     };

@@ -1,50 +1,72 @@
 // Softmax and refinement of attention of any length: matrices are read again for each step. As in attention.cu.
 
-// For each row of a matrix with a small decay: what all but a P near 1 sum up to, which is what 1 - P is (struct Row).
+// Above this a prior is so near 1 that its 1 - p is what the rest of its row has (struct Row): never, unless the decay
+// is small.
+__device__ __forceinline__ REAL near_one(REAL decay) { return Row::small(decay) ? (REAL)0.5 : INFINITY; }
+
+// t = (1 - p) + decay p; a choice and no branch, which would have the numbers of a row read one by one
+template <typename T>
+__device__ __forceinline__ T message_of(T p, T decay, bool near, T rest) {
+    T others = not_below_zero(1 - p);
+    return (near ? rest : others) + decay * p;
+}
+
+// what the rest of each row has that has a prior near 1; of the other rows it is not asked for
 extern "C" __global__ void rests(const REAL* P, const REAL* decays, double* rest, long long rows, int L) {
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;
     if (row >= rows || !Row::small(decays[row / L])) return;
+    REAL near = near_one(decays[row / L]);
     double total = 0;
     for (int k = threadIdx.x % 32; k < L; k += 32) {
         REAL p = P[row * L + k];
-        if (p <= (REAL)0.5) total += p;
+        if (p <= near) total += p;
     }
     total = warp_sum(total);
     if (threadIdx.x % 32 == 0) rest[row] = total;
 }
 
-// t of a prior p; rest: of its row. T: what to reckon in
-template <typename T>
-__device__ __forceinline__ T message_of(T p, REAL decay, const double* rest) {
-    T left = Row::small(decay) && p > (T)0.5 ? (T)*rest : not_below_zero(1 - p);
-    return left + decay * p;
+// the product of the messages of MANY rows i, i + step, ... of a column
+template <int MANY>
+__device__ __forceinline__ double messages(const REAL* __restrict__ column, const double* __restrict__ rest, REAL decay,
+                                           int L, int i, int step) {
+    REAL p[MANY], largest = 0, near = near_one(decay);
+    double t[MANY];
+    #pragma unroll
+    for (int m = 0; m < MANY; m++) p[m] = column[(long long)(i + m * step) * L];
+    #pragma unroll
+    for (int m = 0; m < MANY; m++) {
+        largest = max(largest, p[m]);
+        t[m] = message_of<double>(p[m], decay, false, 0);
+    }
+    if (largest > near) {
+        #pragma unroll
+        for (int m = 0; m < MANY; m++)
+            if (p[m] > near) t[m] = message_of<double>(p[m], decay, true, rest[i + m * step]);
+    }
+    #pragma unroll
+    for (int many = MANY / 2; many; many /= 2)
+        for (int m = 0; m < many; m++) t[m] *= t[m + many];
+    return t[0];
 }
 
 // C_k = sum over i of log t_ik, by products that stay within a double's range for |lambda| <= 80. What rounding does to
 // it is the same in all beliefs about k, so it is not left to floats.
-__device__ double column_evidence(const REAL* __restrict__ P, const double* __restrict__ rest, REAL decay, int L, int k,
-                                  int first, int step) {
-    double C = 0, product = 1;
-    int i = first;
-    auto message = [&](int row) { return message_of<double>(P[(long long)row * L + k], decay, rest + row); };
-    for (; i + 7 * step < L; i += 8 * step) {
-        double t[8];
-        #pragma unroll
-        for (int m = 0; m < 8; m++) t[m] = message(i + m * step);
-        product *= ((t[0] * t[1]) * (t[2] * t[3])) * ((t[4] * t[5]) * (t[6] * t[7]));
-        if (product < 1e-20 || product > 1e20) { C += log(product); product = 1; }
-    }
-    for (; i < L; i += step) product *= message(i);
-    return C + log(product);
-}
-
 extern "C" __global__ void evidence(const REAL* __restrict__ P, const double* rest, const REAL* decays, double* C,
                                     int L) {
     __shared__ double part[8][64];
     long long n = blockIdx.y;
     int k = blockIdx.x * 64 + threadIdx.x;
-    part[threadIdx.y][threadIdx.x] =
-        k < L ? column_evidence(P + n * L * L, rest + n * L, decays[n], L, k, threadIdx.y, 8) : 0;
+    P += n * L * L + k;
+    rest += n * L;
+    REAL decay = decays[n];
+    double sum = 0, product = 1;
+    int i = k < L ? threadIdx.y : L;
+    for (; i + 56 < L; i += 64) {
+        product *= messages<8>(P, rest, decay, L, i, 8);
+        if (product < 1e-20 || product > 1e20) { sum += log(product); product = 1; }
+    }
+    for (; i < L; i += 8) product *= messages<1>(P, rest, decay, L, i, 8);
+    part[threadIdx.y][threadIdx.x] = sum + log(product);
     __syncthreads();
     if (threadIdx.y == 0 && k < L) {
         double total = 0;
@@ -73,17 +95,19 @@ extern "C" __global__ void beliefs(const REAL* __restrict__ P, const double* res
                                    int L, int include_self) {
     long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32, matrix = row / L;
     if (row >= rows) return;
-    REAL decay = decays[matrix], p[ITEMS], v[ITEMS], total = 0;
+    REAL decay = decays[matrix], near = near_one(decay), rest_here = rest[row], p[ITEMS], v[ITEMS], total = 0;
     load_row<false>(p, P + row * L, L, true, 0);
     load_row<false>(v, w + matrix * L, L, true, 0);
     for (int n = 0; n < ITEMS; n++) {
-        v[n] = include_self ? p[n] * v[n] : quotient(p[n] * v[n], message_of(p[n], decay, rest + row));
+        v[n] = include_self ? p[n] * v[n] : quotient(p[n] * v[n], message_of(p[n], decay, p[n] > near, rest_here));
         total += v[n];
     }
     total = warp_sum(total);
     if (!(total > faint(decay, false, 1))) {
         auto prior = [=](int k) { return P[row * L + k]; };
-        auto message = [=](int, int k) { return message_of(P[row * L + k], decay, rest + row); };
+        auto message = [=](int, int k) {
+            return message_of(P[row * L + k], decay, P[row * L + k] > near, rest_here);
+        };
         beliefs_in_logs(prior, message, C + matrix * L, B + row * L, L, false, 0, include_self);
         return;
     }
@@ -101,16 +125,14 @@ extern "C" __global__ void causal_evidence(const REAL* __restrict__ P, const dou
     if (at >= columns) return;
     long long n = at / L, groups = (L + TOGETHER - 1) / TOGETHER;
     int k = at % L;
+    P += n * L * L + k;
+    C += n * groups * L + k;
+    rest += n * L;
     REAL decay = decays[n];
-    double sum = 0, product = 1;
-    #pragma unroll TOGETHER
-    for (int i = 0; i < L; i++) {
-        if (i % TOGETHER == 0) {
-            sum += log(product);
-            product = 1;
-            C[(n * groups + i / TOGETHER) * L + k] = sum;
-        }
-        product *= message_of<double>(P[(n * L + i) * L + k], decay, rest + n * L + i);
+    double sum = 0;
+    for (int i = 0; i < L; i += TOGETHER) {  // the last rows are heard by none
+        C[(long long)i / TOGETHER * L] = sum;
+        if (i + TOGETHER < L) sum += log(messages<TOGETHER>(P, rest, decay, L, i, 1));
     }
 }
 
@@ -126,16 +148,16 @@ extern "C" __global__ void causal_beliefs(const REAL* __restrict__ P, const doub
     P += row * L;
     B += row * L;
     rest += row;
-    REAL decay = decays[matrix], least = faint(decay, true, TOGETHER), w[ITEMS];
+    REAL decay = decays[matrix], near = near_one(decay), least = faint(decay, true, TOGETHER), w[ITEMS];
     float top = -INFINITY;  // about the largest C is good enough
     for (int k = threadIdx.x % 32; k < L; k += 32) top = fmaxf(top, (float)C[k]);
     top = warp_max(top);
     for (int n = 0; n < ITEMS; n++) w[n] = key<false>(n) < L ? quick_exp((REAL)(C[key<false>(n)] - top)) : 0;
     for (int m = 0; m < TOGETHER && first + m < L; m++) {
-        REAL b[ITEMS], total = 0;
+        REAL b[ITEMS], total = 0, rest_here = rest[m];
         load_row<false>(b, P + m * L, L, true, 0);
         for (int n = 0; n < ITEMS; n++) {
-            REAL t = message_of(b[n], decay, rest + m), own = include_self ? t : 1;
+            REAL t = message_of(b[n], decay, b[n] > near, rest_here), own = include_self ? t : 1;
             b[n] *= w[n] * own;
             w[n] *= t;
             total += b[n];
@@ -147,7 +169,8 @@ extern "C" __global__ void causal_beliefs(const REAL* __restrict__ P, const doub
         } else {
             auto prior = [=](int k) { return P[m * L + k]; };
             auto message = [=](int above, int k) {
-                return message_of(P[(m - above) * L + k], decay, rest + m - above);
+                REAL p = P[(m - above) * L + k];
+                return message_of(p, decay, p > near, (REAL)rest[m - above]);
             };
             beliefs_in_logs(prior, message, C, B + m * L, L, true, m, include_self);
         }
@@ -196,7 +219,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
     if (row >= rows) return;
     int lane = threadIdx.x % 32;
     long long n = row / L;
-    REAL x[ITEMS], p[ITEMS], total = 0;
+    REAL decay = decays[n], near = near_one(decay), rest_here = rest[row], x[ITEMS], p[ITEMS], total = 0;
     double taxes = 0;
     for (int m = 0; m < ITEMS; m++) {
         int k = lane + 32 * m;
@@ -204,7 +227,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
         if (k < L) {
             p[m] = P[row * L + k];
             REAL dl = B[row * L + k] * (dB[row * L + k] - r[row]);
-            REAL part = (g[n * L + k] - dl) * p[m] / message_of(p[m], decays[n], rest + row);
+            REAL part = (g[n * L + k] - dl) * p[m] / message_of(p[m], decay, p[m] > near, rest_here);
             x[m] = dl - cs[n] * part;
             taxes += part;
         }
@@ -228,12 +251,13 @@ extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const RE
     if (at >= columns) return;
     long long n = at / L;
     int k = at % L;
+    REAL decay = decays[n], near = near_one(decay);
     double later = 0, taxes = 0;
     #pragma unroll 4
     for (int i = L - 1; i >= 0; i--) {
         long long here = (n * L + i) * L + k;
-        REAL p = P[here], dl = B[here] * (dB[here] - r[n * L + i]);
-        REAL part = (REAL)later * p / message_of(p, decays[n], rest + n * L + i);
+        REAL p = P[here], dl = B[here] * (dB[here] - r[n * L + i]), rest_here = p > near ? rest[n * L + i] : 0;
+        REAL part = (REAL)later * p / message_of(p, decay, p > near, rest_here);
         x[here] = dl - cs[n] * part;
         taxes += part;
         later += dl;
