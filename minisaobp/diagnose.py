@@ -47,8 +47,12 @@ class Diagnosis:
     example: Any = None  # (N, L, L) of the first sequence, mean over heads
 
     def add(self, maps, valid=None):
-        """Count a batch: maps (N, B, H, L, L), rows of sum 1; valid (B, L) booleans or None. Raises NotAttention."""
-        maps = np.asarray(maps)
+        """Count a batch: maps (N, B, H, L, L), rows of sum 1; valid (B, L) booleans or None. Raises NotAttention.
+
+        CuPy maps are measured on their GPU, but for what is of graphs.
+        """
+        xp = array_namespace(maps)
+        maps = xp.asarray(maps)
         valid = np.ones((maps.shape[1], maps.shape[-1]), bool) if valid is None else np.asarray(valid, bool)
         check_attention(maps, valid, self.seen)
         self.seen += len(valid)
@@ -56,11 +60,12 @@ class Diagnosis:
         if not some.any():
             return
         if not some.all():
-            maps, valid = maps[:, some], valid[some]
+            maps, valid = maps[:, xp.asarray(some)], valid[some]
         maps = maps.astype(np.float32) if maps.dtype == np.float16 else maps
         values, entropies = self._measure(maps, valid)
         mean = maps.mean(axis=2)  # [N, B, L, L]
-        values["cross_layer_gtd"] = metrics.cross_layer_gtd(mean, self.beta, self.hops, valid=valid)
+        across = metrics.cross_layer_gtd(mean, self.beta, self.hops, valid=xp.asarray(valid))
+        values["cross_layer_gtd"], mean = to_host(across), to_host(mean)
         for name, value in values.items():
             value = value.astype(np.float64)
             self.sums[name] = self.sums.get(name, 0) + value.sum(axis=1)
@@ -81,6 +86,7 @@ class Diagnosis:
         N, B, H, L, _ = maps.shape
         stack = maps.reshape(N * B * H, L, L)
         rows = np.broadcast_to(valid[None, :, None], (N, B, H, L)).reshape(-1, L)
+        rows = array_namespace(maps).asarray(rows)
         padded = not valid.all()
         values = {name: np.empty(len(stack)) for name in MEASURES}
         entropies = np.empty((len(stack), L))
@@ -88,15 +94,20 @@ class Diagnosis:
         def work(part):
             A, some = stack[part], rows[part] if padded else None
             of_rows = metrics.row_entropy(A)
-            entropies[part] = of_rows
-            values["entropy"][part] = mean_over_rows(of_rows, some)
-            values["gtd"][part], values["indirect_entropy"][part] = metrics.gtd_and_indirect_entropy(
-                A, self.beta, self.hops, valid=some
-            )
-            values["sparsity"][part] = metrics.sparsity(A, valid=some, causal=self.causal)
+            entropies[part] = to_host(of_rows)
+            gtd, indirect_entropy = metrics.gtd_and_indirect_entropy(A, self.beta, self.hops, valid=some)
             features = metrics.head_features(A, valid=some, causal=self.causal)
-            values["sink"][part], values["local"][part] = features["sink"], features["local"]
-            values["normalised_entropy"][part] = features["entropy"]
+            found = {
+                "entropy": mean_over_rows(of_rows, some),
+                "gtd": gtd,
+                "indirect_entropy": indirect_entropy,
+                "sparsity": metrics.sparsity(A, valid=some, causal=self.causal),
+                "sink": features["sink"],
+                "normalised_entropy": features["entropy"],
+                "local": features["local"],
+            }
+            for name in MEASURES:
+                values[name][part] = to_host(found[name])
 
         in_pieces(work, stack)
         values = {name: value.reshape(N, B, H) for name, value in values.items()}
@@ -210,8 +221,8 @@ def check_attention(maps, valid, first=0):
     if maps.dtype.name not in ("float16", "float32", "float64"):
         raise NotAttention(f"expected float16, float32 or float64, got {maps.dtype}")
     with np.errstate(invalid="ignore", over="ignore"):
-        totals = maps.sum(axis=-1, dtype=np.float64)
-        lowest = maps.min(axis=-1)
+        totals = to_host(maps.sum(axis=-1, dtype=np.float64))
+        lowest = to_host(maps.min(axis=-1))
         used = np.broadcast_to(valid[None, :, None], totals.shape)
         wrong = ~(np.isfinite(totals) & (lowest >= 0)) | (used & ~(abs(totals - 1) <= TOLERANCE))
     if wrong.any():
@@ -222,7 +233,9 @@ def check_attention(maps, valid, first=0):
             f"1 to within {TOLERANCE:g}"
         )
     if not valid.all():
-        lost = used * np.einsum("nbhjk,bk->nbhj", maps.astype(np.float64), (~valid).astype(np.float64))
+        xp = array_namespace(maps)
+        padding = xp.asarray(~valid).astype(np.float64)
+        lost = used * to_host(xp.einsum("nbhjk,bk->nbhj", maps.astype(np.float64), padding))
         if (lost > TOLERANCE).any():
             n, b, h, j = (int(i) for i in np.argwhere(lost > TOLERANCE)[0])
             raise NotAttention(

@@ -114,6 +114,7 @@ def _sources(args, xp, fail):
             fail(f"argument --attention: {error}")
         name = _name(path, variants)
         variants[name] = None
+        batches = ((xp.asarray(maps), valid) for maps, valid in batches)
         sources.append(Source(name, min(count, args.sequences), batches, args.causal))
     for path in args.checkpoint or ([args.over_time] if args.over_time else []):
         model, examples = _model_and_text(path, args, fail)
@@ -187,11 +188,10 @@ def _model_and_text(path, args, fail):
 
 
 def _maps_of(model, examples, size):
-    from ..backend import to_host
     from ..text.batches import in_order
 
     for batch in in_order(examples, size):
-        yield to_host(model.attention_maps(batch.ids, batch.attention_mask)), batch.attention_mask
+        yield model.attention_maps(batch.ids, batch.attention_mask), batch.attention_mask
 
 
 def _snapshots(args, fail):

@@ -17,7 +17,7 @@ import pytest
 import minisaobp as ms
 from minisaobp.backend import NoGpu, library, to_host
 from minisaobp.bp import algorithm1_row_product, bp_high
-from minisaobp.diagnose import by_layer, graphs_by_layer
+from minisaobp.diagnose import MEASURES, Diagnosis, NotAttention, by_layer, graphs_by_layer
 from minisaobp.metrics.attention import column_mass, head_features, regime
 from minisaobp.metrics.graphs import CLUSTERING
 from minisaobp.metrics.gtd import gtd_and_indirect_entropy
@@ -403,6 +403,30 @@ def test_what_is_measured_of_a_model(dtype):
     assert ours.loss == pytest.approx(wanted.loss, rel=TOLERANCE[dtype]) and ours.accuracy == wanted.accuracy
 
 
+@pytest.mark.parametrize("dtype", ["float16", *DTYPES])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_diagnosis(dtype, padded):
+    valid = np.arange(30) < np.array([[30], [21 if padded else 30], [0 if padded else 30]])  # the last without a token
+    maps = priors(2, 3, 4, 30, 30, dtype="float64") * (valid[:, None, None, :] if padded else 1)
+    maps = (maps / np.maximum(maps.sum(axis=-1, keepdims=True), 1e-300)).astype(dtype)
+    results = []
+    for xp in (cupy, np):
+        diagnosis = Diagnosis("x", graph_sequences=2)
+        diagnosis.add(xp.asarray(maps), valid)
+        results.append(diagnosis.result())
+    ours, wanted = results
+    kind = "float64" if dtype == "float64" else "float32"  # float16 is measured in float32
+    for name in (*MEASURES, "cross_layer_gtd"):
+        same(*(np.array([layer[name] for layer in r["layers"]]) for r in results), kind, name)
+    same(np.array(ours["positional_entropy"]), np.array(wanted["positional_entropy"]), kind)
+    assert [layer["regimes"] for layer in ours["layers"]] == [layer["regimes"] for layer in wanted["layers"]]
+    same(*(np.array([[g["gtd"], g["clustering_onnela"]] for g in r["graphs"]]) for r in results), kind)
+    assert (ours["sequences"], ours["tokens"]) == (wanted["sequences"], wanted["tokens"])
+    maps[1, 0, 2, 7] /= 2
+    with pytest.raises(NotAttention, match="layer 2, sequence 1, head 3, row 8 sums to"):
+        Diagnosis("x").add(cupy.asarray(maps), valid)
+
+
 def test_choices_without_training():
     tokenizer = train_bpe([("x", "The boat sails. Who sails a boat? Nobody at all, said Ada. " * 4)], 300)
     example = Example("a", "The boat sails.", "Who sails?", 0, ("The boat", "Ada", "Nobody at all", "a"))
@@ -552,6 +576,7 @@ def test_commands(tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"{n} {line}\n\n" for n, line in enumerate(TEXT.split("\n\n"))))
     sizes = ["--width", 32, "--layers", 2, "--heads", 2, "--length", 32, "--batch", 4]
     gpu, text = ["--device", "gpu"], ["--corpus", tmp_path / "text.txt"]
+    np.save(tmp_path / "maps.npy", priors(2, 3, 4, 30, 30, dtype="float32"))
     run, encoder, task = tmp_path / "run", tmp_path / "encoder", ["--task", "sst2", "--data", glue(tmp_path / "data")]
     train = ["train", *text, *gpu, *sizes, "--vocabulary", 300, "--steps", 4, "--variant", "high"]
     for arguments in (
@@ -563,6 +588,7 @@ def test_commands(tmp_path):
         ["evaluate", "--checkpoint", run, *gpu],
         ["generate", "--checkpoint", run, "--prompt", "The quick", "--tokens", 5, *gpu],
         ["diagnose", "--checkpoint", run, *gpu, "--graphs", 0, "--out", tmp_path / "report"],
+        ["diagnose", "--attention", tmp_path / "maps.npy", *gpu, "--graphs", 1, "--out", tmp_path / "report of a file"],
         ["compare", *text, *gpu, *sizes, "--steps", 2, "--out", tmp_path / "compare"],
     ):
         code, output = command(tmp_path, *arguments)
