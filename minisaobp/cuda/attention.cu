@@ -484,7 +484,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         Row row = {at.has(m, L) ? softmaxes[m].top : 0, 0, 0};
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) e[n] = row.e_of_score(e[n]);
-        row.scale = at.has(m, L) ? softmaxes[m].scale : 0;
+        row.scale = at.has(m, L) ? softmaxes[m].scale : 0;  // here: there are registers for it now
         row.kept = at.has(m, L) ? softmaxes[m].kept : 0;
         opaque(row.kept);
         return row;
@@ -568,13 +568,13 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
 
 #define REFINE(name, SOFTMAX, CAUSAL, FULL)                                                                            \
     extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
-    name(const REAL* in, const mask_t* valid, Row* softmaxes, REAL* weights, REAL* B, const REAL* decays, int L,   \
+    name(const REAL* in, const mask_t* valid, Row* softmaxes, REAL* weights, REAL* B, const REAL* decays, int L,       \
          int heads, int include_self) {                                                                                \
         refine<SOFTMAX, CAUSAL, FULL>(in, valid, softmaxes, weights, B, decays, L, heads, include_self);               \
     }
 #define GRADIENT(name, CAUSAL, FULL, LEARNED)                                                                          \
     extern "C" __global__ void CLUSTER __launch_bounds__(32 * TEAM, 2)                                                 \
-    name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Row* softmaxes,             \
+    name(const REAL* dB, const REAL* B, const REAL* scores, const mask_t* valid, const Row* softmaxes,                 \
          const REAL* weights, const REAL* decays, const REAL* cs, REAL* ds, double* tax, int L, int heads) {           \
         gradient<CAUSAL, FULL, LEARNED>(dB, B, scores, valid, softmaxes, weights, decays, cs, ds, tax, L, heads);      \
     }
