@@ -157,19 +157,19 @@ def test_rows_that_have_nearly_all_of_themselves_on_one_key(cupy, gpu_for, causa
     # 1 - P must not come out below 0 and, e^-lambda being small, must not be what P is rounded by: the others have it
     gpu_for(architecture)
     lam = np.array([5.0, 8.0, 20.0, 80.0]).reshape(4, 1, 1)
-    dA = numbers(1, 4, L, L, dtype="float32", seed=1)
-    for margin in (6, 8, 12, 20, 60):
+    for dtype, margin in (*(("float32", m) for m in (6, 8, 12, 20, 60)), ("float64", 36)):
+        dA = numbers(1, 4, L, L, dtype=dtype, seed=1)
         scores = numbers(1, 4, L, L) + margin * (np.arange(L) == np.arange(L)[:, None] // 3)
         scores[..., 5, :] /= margin
-        scores = scores.astype("float32")
+        scores = scores.astype(dtype)
         A, P, ds, dlam = softmax_and_back(*moved(scores, dA, lam), "high", None, causal)
         wanted = softmax_and_back(scores.astype(float), dA.astype(float), lam, "high", None, causal)
         for h in range(4):
-            same(A[:, h], wanted[0][:, h], "float32", (margin, h))
+            same(A[:, h], wanted[0][:, h], dtype, (margin, h))
         if margin <= 8:
-            same(dlam, wanted[3], "float32", margin)
+            same(dlam, wanted[3], dtype, margin)
         if margin == 6:  # the softmax's own gradient loses digits as P comes near 1, on NumPy as well
-            same(ds, wanted[2], "float32", margin)
+            same(ds, wanted[2], dtype, margin)
         P = np.asarray(P)
         exact = P / P.sum(axis=-1, keepdims=True, dtype=float)
         for include_self in (False, True):
@@ -178,7 +178,7 @@ def test_rows_that_have_nearly_all_of_themselves_on_one_key(cupy, gpu_for, causa
             ours, _ = refine_rows(there, there_lam, "high", **options, out=cupy.empty_like(there))
             of_exact, _ = refine_rows(exact, lam, "high", **options)
             for h in range(4):
-                same(ours[:, h], of_exact[:, h], "float32", (margin, h, include_self))
+                same(ours[:, h], of_exact[:, h], dtype, (margin, h, include_self))
 
 
 def test_what_is_heard_down_a_long_column_keeps_its_digits(cupy, gpu_for):

@@ -166,33 +166,36 @@ def test_a_nan_is_not_hidden_from_other_rows(L):
     assert cupy.isnan(B).all()
 
 
-@pytest.mark.parametrize("margin", [6, 8, 12, 20, 60])
+NEARLY = [*(("float32", margin) for margin in (6, 8, 12, 20, 60)), ("float64", 36)]
+
+
+@pytest.mark.parametrize("dtype,margin", NEARLY)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("L", [32, 100, 128, 256, 300, 512, 600])
-def test_rows_that_have_nearly_all_of_themselves_on_one_key(L, causal, margin):
+def test_rows_that_have_nearly_all_of_themselves_on_one_key(dtype, L, causal, margin):
     # 1 - P must not come out below 0 and, e^-lambda being small, must not be what P is rounded by: the others have it
     lam = np.array([5.0, 8.0, 20.0, 80.0]).reshape(4, 1, 1)
     scores = numbers(1, 4, L, L, dtype="float64") + margin * (np.arange(L) == np.arange(L)[:, None] // 3)
     scores[..., 5, :] /= margin
-    scores, dA = scores.astype("float32"), numbers(1, 4, L, L, dtype="float32", seed=1)
+    scores, dA = scores.astype(dtype), numbers(1, 4, L, L, dtype=dtype, seed=1)
 
     def run(scores, dA, lam):
         A, cache = refined_softmax(scores.copy(), lam, "high", None, causal)
         return A, softmax_of(cache), *refined_softmax_backward(dA, cache)
 
-    A, P, ds, dlam = run(*moved(cupy, "float32", scores, dA, lam))
+    A, P, ds, dlam = run(*moved(cupy, dtype, scores, dA, lam))
     wanted = run(*moved(np, "float64", scores, dA, lam))
     if margin <= 8:
-        same(dlam, wanted[3], "float32")
+        same(dlam, wanted[3], dtype)
     if margin == 6:  # the softmax's own gradient loses digits as P comes near 1, on NumPy as well
-        same(ds, wanted[2], "float32")
+        same(ds, wanted[2], dtype)
     exact = to_host(P).astype(float)
     for h in range(4):
-        same(A[:, h], wanted[0][:, h], "float32", h)
+        same(A[:, h], wanted[0][:, h], dtype, h)
         for include_self in (False, True):
             options = {"causal": causal, "include_self": include_self}
             ours = ms.refine(P[:, h], lam[h, 0, 0], **options)
-            same(ours, ms.refine(exact[:, h], lam[h, 0, 0], **options), "float32", (h, include_self))
+            same(ours, ms.refine(exact[:, h], lam[h, 0, 0], **options), dtype, (h, include_self))
 
 
 @pytest.fixture
@@ -206,7 +209,7 @@ def no_clusters(monkeypatch):
 def test_without_clusters(dtype, causal, no_clusters):
     test_refinement(dtype, causal, 300)
     test_attention(dtype, "high", causal, True, 300)
-    test_rows_that_have_nearly_all_of_themselves_on_one_key(300, causal, 12)
+    test_rows_that_have_nearly_all_of_themselves_on_one_key("float32", 300, causal, 12)
 
 
 def test_what_is_heard_down_a_long_column_keeps_its_digits():
