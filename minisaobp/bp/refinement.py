@@ -77,7 +77,7 @@ def potts_messages(P, lam):
     t = P * _like(np.expm1(-lam), P)
     t += 1
     if np.max(lam) > 2:  # t = (1 - P) + e^-lam P: a small e^-lam drowns beside the 1, and beside the rounding of a P
-        large = P > 0.5  # near 1; there, at most once in a row, 1 - P is the sum of the other entries
+        large = P > 0.75  # near 1; there, at most once in a row (0.5 can be twice), 1 - P is the sum of the others
         others = xp.sum(xp.where(large, P.dtype.type(0), P), axis=-1, keepdims=True)
         t = xp.where(_like(lam, P) > 2, xp.where(large, others, 1 - P) + _like(np.exp(-lam), P) * P, t)
     return t

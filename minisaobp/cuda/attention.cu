@@ -89,19 +89,23 @@ __device__ __forceinline__ void scale_to_one(REAL (&v)[ITEMS], REAL total) {
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
 }
 
+// Above this a prior is near 1: of two at once, rounded up, the sum would not be 1.
+#define NEAR ((REAL)0.75)
+
 // A row of priors P = scale e. The softmax of scores s has e = exp(s - top), which for the largest is 1 and no less, so
-// scale is at most 1; it is 0 where a row sees nothing. A row that comes as P has scale 1. Its messages are
+// scale is at most 1; it is 0 where a row sees nothing. A row that comes as P has scale 1, and as top what its prior
+// near 1 becomes if it is sharp, else 0. Its messages are
 // t = 1 - (1 - decay) P = (1 - P) + kept e, kept = decay scale: so a small decay = e^-lam does not drown beside the 1.
 struct Row {
     REAL top, scale, kept;
     __device__ __forceinline__ REAL e_of_score(REAL s) const { return quick_exp(s - top); }
-    __device__ __forceinline__ REAL e_of_prior(REAL P) const { return P > (REAL)0.5 && top > 0 ? top : P; }
+    __device__ __forceinline__ REAL e_of_prior(REAL P) const { return P > NEAR && top > 0 ? top : P; }
     __device__ __forceinline__ REAL message(REAL e) const { return not_below_zero(1 - scale * e) + kept * e; }
 
-    // A decay below this drowns beside the rounding of a P near 1 too. A row that has such a P (one at most) is sharp:
-    // there 1 - P is what the others have. P becomes what leaves them that, as near as rounding lets it, and what it is
-    // off by, no more than they have, goes into kept.
-    __device__ __forceinline__ static bool small(REAL decay) { return decay < (REAL)0.135; }
+    // A decay below this, lam above 2, drowns beside the rounding of a P near 1 too. A row that has one is sharp: there
+    // 1 - P is what the others have. P becomes what leaves them that, as near as rounding lets it, and what it is off
+    // by, no more than they have, goes into kept.
+    __device__ __forceinline__ static bool small(REAL decay) { return decay < (REAL)0.13533528; }
     __device__ __forceinline__ void sharpen(REAL decay, REAL others, bool softmax) {
         if (softmax) {
             scale = 1 / (1 + others);
@@ -114,6 +118,7 @@ struct Row {
 };
 
 // from masked scores s to e(s)
+template <bool QUICK>
 __device__ __forceinline__ Row row_of_scores(REAL (&s)[ITEMS], REAL decay) {
     REAL top = -INFINITY, total = 0;
     #pragma unroll
@@ -121,7 +126,7 @@ __device__ __forceinline__ Row row_of_scores(REAL (&s)[ITEMS], REAL decay) {
     top = warp_max(top);
     Row row = {top == -INFINITY ? 0 : top, 0, 0};
     #pragma unroll
-    for (int n = 0; n < ITEMS; n++) { s[n] = row.e_of_score(s[n]); total += s[n]; }
+    for (int n = 0; n < ITEMS; n++) { s[n] = QUICK ? row.e_of_score(s[n]) : exp(s[n] - row.top); total += s[n]; }
     total = warp_sum(total);
     if (total != 0) row.scale = 1 / total;
     row.kept = decay * row.scale;
@@ -135,9 +140,9 @@ template <typename Prior, typename Message>
 __device__ __noinline__ void beliefs_in_logs(Prior prior, Message message, const double* C, REAL* B, int L, int causal,
                                              int above, int include_self) {
     auto log_belief = [&](int k) {
-        double l = C[k] + (double)log(prior(k)), own = (double)log(message(0, k));
+        double l = C[k] + log_of(prior(k)), own = log_of(message(0, k));
         if (causal)
-            for (int m = 1; m <= above; m++) l += (double)log(message(m, k));
+            for (int m = 1; m <= above; m++) l += log_of(message(m, k));
         return causal == include_self ? l + (causal ? own : -own) : l;
     };
     double top = NEVER;
@@ -166,7 +171,7 @@ extern "C" __global__ void softmax_rows(const REAL* s, const mask_t* valid, REAL
         int k = key<false>(n);
         if (!(used && (!causal || k <= j) && (valid == nullptr || (k < L && valid[k])))) v[n] = -INFINITY;
     }
-    REAL scale = row_of_scores(v, 1).scale;
+    REAL scale = row_of_scores<false>(v, 1).scale;  // its bytes take longer than exp does
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
     store_row<false>(v, P + row * L, L, true);
@@ -348,7 +353,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Row*
         for (int m = 0; m < ROWS; m++) {
             if (!FULL || CAUSAL || valid != nullptr)
                 mask_row<FULL>(e[m], at.first + m, at.sees(m, L, valid), keys, CAUSAL);
-            Row row = row_of_scores(e[m], decay);
+            Row row = row_of_scores<true>(e[m], decay);
             if (lane == 0) row_of[m] = row;
         }
     } else if (lane < ROWS) {
@@ -360,7 +365,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Row*
         REAL x = in[at.start + m * L + k];
         if (!SOFTMAX) return row_of[m].e_of_prior(x);
         bool seen = row_of[m].scale != 0 && (valid == nullptr || valid[k]) && (!CAUSAL || k <= at.first + m);
-        return seen ? row_of[m].e_of_score(x) : 0;
+        return seen ? exp(x - row_of[m].top) : 0;
     };
     if (Row::small(decay)) {
         #pragma unroll 1
@@ -370,11 +375,11 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Row*
             for (int k = lane; k < L; k += 32) {
                 REAL e = e_of(m, k);
                 largest = max(largest, e);
-                if (row.scale * e <= (REAL)0.5) others += e;
+                if (row.scale * e <= NEAR) others += e;
             }
             largest = warp_max(largest);
             others = warp_sum(others);
-            if (row.scale * largest > (REAL)0.5) row.sharpen(decay, others, SOFTMAX);
+            if (row.scale * largest > NEAR) row.sharpen(decay, others, SOFTMAX);
             if (lane == 0) row_of[m] = row;
         }
         __syncwarp();
@@ -400,7 +405,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Row*
         }
         #pragma unroll
         for (int n = 0; n < ITEMS; n++)
-            part[warp][key<FULL>(n)] = CAUSAL ? log(product[n]) : product[n];  // near 1: a float's logarithm will do
+            part[warp][key<FULL>(n)] = CAUSAL ? log_of_product(product[n], (REAL)0) : product[n];
     } else {
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) {

@@ -1,8 +1,7 @@
 // Softmax and refinement of attention of any length: matrices are read again for each step. As in attention.cu.
 
-// Above this a prior is so near 1 that its 1 - p is what the rest of its row has (struct Row): never, unless the decay
-// is small.
-__device__ __forceinline__ REAL near_one(REAL decay) { return Row::small(decay) ? (REAL)0.5 : INFINITY; }
+// Above this 1 - p of a prior is what the rest of its row has (struct Row): never, unless the decay is small.
+__device__ __forceinline__ REAL near_one(REAL decay) { return Row::small(decay) ? NEAR : INFINITY; }
 
 // t = (1 - p) + decay p; a choice and no branch, which would have the numbers of a row read one by one
 template <typename T>

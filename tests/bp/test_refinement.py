@@ -107,6 +107,16 @@ def test_a_row_that_is_one_hot_up_to_rounding_sends_what_it_holds_elsewhere():
     np.testing.assert_allclose(ms.refine(A, 20.0), wanted, atol=5e-6)  # a few roundings of 6e-8
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_entries_that_are_half_a_row_each_rounded_up(dtype):
+    # the row's sum is 1 but for rounding, so that it stays as it is; neither of the two has all of the row
+    A = np.full((4, 4), 0.25, dtype)
+    A[1] = [np.nextafter(dtype(0.5), dtype(1))] * 2 + [0, 0]
+    halves = A.astype(np.float64)
+    halves[1, :2] = 0.5
+    np.testing.assert_allclose(ms.refine(A, 8.0), ms.refine(halves, 8.0), atol=5 * np.finfo(dtype).eps)
+
+
 def test_a_weight_that_underflows_beside_its_own_message_is_not_lost():
     # The others leave (3e-8)^3 of key 0, a third of what row 0 has of key 1; times row 0's own 1e-22 it is 3e-45, which
     # float32 rounds to two units of its smallest number.

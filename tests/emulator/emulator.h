@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+using std::exp, std::log, std::sqrt;  // of a float a float's, as on a GPU: C's are a double's
+
 // ---- fibers ---------------------------------------------------------------------------------------------------------
 
 struct dim3 {

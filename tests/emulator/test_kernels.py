@@ -181,6 +181,41 @@ def test_rows_that_have_nearly_all_of_themselves_on_one_key(cupy, gpu_for, causa
                 same(ours[:, h], of_exact[:, h], dtype, (margin, h, include_self))
 
 
+@FORMS
+@FEWER
+def test_two_priors_that_are_half_a_row_each_rounded_up(cupy, gpu_for, causal, L, architecture):
+    gpu_for(architecture)
+    P = np.tri(L) / np.arange(1, L + 1)[:, None] if causal else np.full((L, L), 1 / L)
+    P = P[None].astype("float32")
+    P[:, 1] = 0
+    P[:, 1, :2] = np.nextafter(np.float32(0.5), np.float32(1))
+    (there,) = moved(P)
+    ours, _ = refine_rows(there, 8.0, "high", causal=causal, out=cupy.empty_like(there))
+    same(ours, refine_rows(P / P.sum(axis=-1, keepdims=True, dtype=float), 8.0, "high", causal=causal)[0], "float32")
+
+
+@pytest.mark.parametrize("L,architecture", [(128, 900), (300, 900), (256, 800)])
+def test_rows_that_are_nearly_alike_on_two_keys(cupy, gpu_for, L, architecture):
+    # what rounds their messages is nearly alike too, and adds up over the rows: NumPy's float32 is off by 2e-6 at most
+    gpu_for(architecture)
+    first = np.arange(L) % 2 == 0
+    first[1] = True  # two rows more for one key than for the other
+    scores = np.full((1, 1, L, L), -np.inf, "float32")
+    for margin in (12, 12.0003, 12.0006, 12.001):
+        scores[..., 0], scores[..., 1] = np.where(first, 0, -margin), np.where(first, -1.0001 * margin, 0)
+        ours, _ = attention.refined_softmax(*moved(scores), 20.0, "high")
+        same(ours, attention.refined_softmax(scores.astype(float), 20.0, "high")[0], "float32", margin)
+    P = np.exp(0.05 * numbers(1, L, L)) * (np.arange(L) < 2) * np.tri(L)
+    P[:, :2] = 0
+    P = (P / np.maximum(P.sum(axis=-1, keepdims=True), 1e-30)).astype("float32")
+    for lam in (-77.3, -4.59):
+        (there,) = moved(P)
+        ours, _ = refine_rows(there, lam, "high", causal=True, out=cupy.empty_like(there))
+        wanted, _ = refine_rows(P.astype(float), lam, "high", causal=True)
+        error = np.linalg.norm(np.asarray(ours) - wanted) / np.linalg.norm(wanted)
+        assert error < 2e-6, (lam, error)
+
+
 def test_what_is_heard_down_a_long_column_keeps_its_digits(cupy, gpu_for):
     gpu_for(800)
     # a few keys win ever more: the evidence grows to lambda times the rows, and what tells them apart does not

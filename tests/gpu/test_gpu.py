@@ -212,6 +212,35 @@ def test_without_clusters(dtype, causal, no_clusters):
     test_rows_that_have_nearly_all_of_themselves_on_one_key("float32", 300, causal, 12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("L", [4, 100, 128, 256, 512, 600])
+def test_two_priors_that_are_half_a_row_each_rounded_up(L, causal):
+    A = np.tri(L) / np.arange(1, L + 1)[:, None] if causal else np.full((L, L), 1 / L)
+    A[1] = 0
+    A[1, :2] = np.nextafter(np.float32(0.5), np.float32(1))
+    A = A.astype("float32")
+    same(ms.refine(cupy.asarray(A), 8.0, causal=causal), ms.refine(A.astype(float), 8.0, causal=causal), "float32")
+
+
+@pytest.mark.parametrize("L", [128, 256, 512, 600])
+def test_rows_that_are_nearly_alike_on_two_keys(L):
+    # what rounds their messages is nearly alike too, and adds up over the rows
+    first = np.arange(L) % 2 == 0
+    first[1] = True  # two rows more for one key than for the other
+    scores = np.full((1, 1, L, L), -np.inf, "float32")
+    for margin in (12, 12.0003, 12.0006, 12.001):
+        scores[..., 0], scores[..., 1] = np.where(first, 0, -margin), np.where(first, -1.0001 * margin, 0)
+        ours, _ = refined_softmax(cupy.asarray(scores), 20.0, "high")
+        same(ours, refined_softmax(scores.astype(float), 20.0, "high")[0], "float32", margin)
+    A = np.exp(0.05 * numbers(L, L, dtype="float64")) * (np.arange(L) < 2)
+    A[:2] = 0
+    A = A.astype("float32")
+    for lam in (-77.3, -4.59):
+        ours, wanted = (to_host(ms.refine(a, lam, causal=True)) for a in (cupy.asarray(A), A.astype(float)))
+        error = np.linalg.norm(ours - wanted) / np.linalg.norm(wanted)
+        assert error <= (L + 8) * np.finfo("float32").eps, (lam, error)  # as in the hard cases below
+
+
 def test_what_is_heard_down_a_long_column_keeps_its_digits():
     # a few keys win ever more: the evidence grows to lambda times the rows, and what tells them apart does not
     P = np.exp(numbers(1, 600, 600, dtype="float64") - 8 * (np.arange(600) >= 8)).astype("float32")
