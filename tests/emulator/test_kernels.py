@@ -170,6 +170,9 @@ def test_rows_that_have_nearly_all_of_themselves_on_one_key(cupy, gpu_for, causa
             same(dlam, wanted[3], dtype, margin)
         if margin == 6:  # the softmax's own gradient loses digits as P comes near 1, on NumPy as well
             same(ds, wanted[2], dtype, margin)
+        for of_all in (20.0, 40.0):
+            ours, _ = attention.refined_softmax(*moved(scores, of_all), "high", None, causal)
+            same(ours, attention.refined_softmax(scores.astype(float), of_all, "high", None, causal)[0], dtype, of_all)
         P = np.asarray(P)
         exact = P / P.sum(axis=-1, keepdims=True, dtype=float)
         for include_self in (False, True):
