@@ -92,15 +92,17 @@ __device__ __forceinline__ void scale_to_one(REAL (&v)[ITEMS], REAL total) {
 // Above this a prior is near 1: of two at once, rounded up, the sum would not be 1.
 #define NEAR ((REAL)0.75)
 
-// A row of priors P = scale e. The softmax of scores s has e = exp(s - top), which for the largest is 1 and no less, so
-// scale is at most 1; it is 0 where a row sees nothing. A row that comes as P has scale 1, and as top what its prior
-// near 1 becomes if it is sharp, else 0. Its messages are
+// A row of priors P = scale e. The softmax of scores s has e = exp(s - top), top the largest of them, so that scale is at
+// most 1; it is 0 where a row sees nothing. Where decay = e^-lam makes much of P, a P below a float's smallest normal
+// number counts too: there top is less, and e larger, by what `lift` says. A row that comes as P has scale 1, and as top
+// what its prior near 1 becomes if it is sharp, else 0. Its messages are
 // t = 1 - (1 - decay) P = (1 - P) + kept e, kept = decay scale: so a small decay = e^-lam does not drown beside the 1.
 struct Row {
     REAL top, scale, kept;
     __device__ __forceinline__ REAL e_of_score(REAL s) const { return quick_exp(s - top); }
     __device__ __forceinline__ REAL e_of_prior(REAL P) const { return P > NEAR && top > 0 ? top : P; }
     __device__ __forceinline__ REAL message(REAL e) const { return not_below_zero(1 - scale * e) + kept * e; }
+    __device__ __forceinline__ static REAL lift(REAL decay) { return decay > (REAL)1e20 ? 16 : 0; }
 
     // A decay below this, lam above 2, drowns beside the rounding of a P near 1 too. A row that has one is sharp: there
     // 1 - P is what the others have. P becomes what leaves them that, as near as rounding lets it, and what it is off
@@ -124,7 +126,7 @@ __device__ __forceinline__ Row row_of_scores(REAL (&s)[ITEMS], REAL decay) {
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) top = max(top, s[n]);
     top = warp_max(top);
-    Row row = {top == -INFINITY ? 0 : top, 0, 0};
+    Row row = {top == -INFINITY ? 0 : top - Row::lift(decay), 0, 0};
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) { s[n] = QUICK ? row.e_of_score(s[n]) : exp(s[n] - row.top); total += s[n]; }
     total = warp_sum(total);
@@ -512,7 +514,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
             }
             total = warp_sum(total);
             along = warp_sum(along);
-            again = total > least && total < INFINITY;
+            again = total > least && total < INFINITY && fabs(along) < INFINITY;
         }
         if (!again) {  // it has to be read; so do rows that are too faint to make again
             load_row<FULL>(b, B + at.start + m * L, L, at.has(m, L), 0);

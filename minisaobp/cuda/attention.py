@@ -46,7 +46,7 @@ def softmax_rows(scores, valid, causal, mask_rows):
     """The softmax in `attention.refined_softmax`, masks and all: scores (B, H, L, L), valid (B, L) or None -> P."""
     (scores,) = in_order(scores)
     P, (_, H, L, _) = cupy_library().empty_like(scores), scores.shape
-    mask, rows = 0 if valid is None else valid.astype(np.uint8), scores.size // L
+    mask, rows = 0 if valid is None else valid.astype(np.uint8, order="C"), scores.size // L
     arguments = (scores, mask, P, np.int64(rows), np.int32(L), np.int32(H), np.int32(causal), np.int32(mask_rows))
     by_rows("softmax_rows", scores, arguments, rows, L)
     return P
@@ -78,7 +78,7 @@ def refined_softmax(scores, valid, lam, causal):
         P = softmax_rows(scores, valid, causal, True)
         return refine_rows(P, lam, causal, False), Prior(P)
     cupy, B = cupy_library(), cupy_library().empty_like(scores)
-    mask = None if valid is None else valid.astype(np.uint8)
+    mask = None if valid is None else valid.astype(np.uint8, order="C")
     softmaxes = cupy.empty((*scores.shape[:-1], 3), scores.dtype)
     weights = None if causal else cupy.empty(scores.shape[:-1], scores.dtype)
     arrays = scores, mask, softmaxes, weights, B, _decays(lam, scores)[0]

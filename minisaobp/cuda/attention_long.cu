@@ -210,6 +210,10 @@ extern "C" __global__ void column_sums(const REAL* dB, const REAL* B, const doub
     }
 }
 
+// Where the decay is large P / t may be as little as 1e-35, and its part in a gradient less than a float's smallest
+// number, before 1 - decay makes much of it again: what it is multiplied by meanwhile, a power of 2.
+__device__ __forceinline__ REAL lift_of(REAL decay) { return decay > (REAL)1e20 ? (REAL)(1ull << 60) : 1; }
+
 // g -> ds, as scores_gradient_in_registers has it; tax: the sum of dlog_t P / t of each row
 extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const REAL* P, const double* rest,
                                            const double* r, const REAL* g, const REAL* decays, const REAL* cs, REAL* ds,
@@ -218,7 +222,8 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
     if (row >= rows) return;
     int lane = threadIdx.x % 32;
     long long n = row / L;
-    REAL decay = decays[n], near = near_one(decay), rest_here = rest[row], x[ITEMS], p[ITEMS], total = 0;
+    REAL decay = decays[n], near = near_one(decay), rest_here = rest[row], lift = lift_of(decay), c = cs[n] / lift;
+    REAL x[ITEMS], p[ITEMS], total = 0;
     double taxes = 0;
     for (int m = 0; m < ITEMS; m++) {
         int k = lane + 32 * m;
@@ -226,8 +231,8 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
         if (k < L) {
             p[m] = P[row * L + k];
             REAL dl = B[row * L + k] * (dB[row * L + k] - r[row]);
-            REAL part = (g[n * L + k] - dl) * p[m] / message_of(p[m], decay, p[m] > near, rest_here);
-            x[m] = dl - cs[n] * part;
+            REAL part = (g[n * L + k] - dl) * (lift * p[m]) / message_of(p[m], decay, p[m] > near, rest_here);
+            x[m] = dl - c * part;
             taxes += part;
         }
         total += x[m];
@@ -238,7 +243,7 @@ extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const 
         int k = lane + 32 * m;
         if (k < L) ds[row * L + k] = x[m] - p[m] * total;
     }
-    if (lane == 0) tax[row] = taxes;
+    if (lane == 0) tax[row] = taxes / lift;
 }
 
 // the same for the causal form: log t_ik collects from the j > i, a running sum up each column; x, and tax by column
@@ -250,18 +255,18 @@ extern "C" __global__ void causal_gradient(const REAL* __restrict__ dB, const RE
     if (at >= columns) return;
     long long n = at / L;
     int k = at % L;
-    REAL decay = decays[n], near = near_one(decay);
+    REAL decay = decays[n], near = near_one(decay), lift = lift_of(decay), c = cs[n] / lift;
     double later = 0, taxes = 0;
     #pragma unroll 4
     for (int i = L - 1; i >= 0; i--) {
         long long here = (n * L + i) * L + k;
         REAL p = P[here], dl = B[here] * (dB[here] - r[n * L + i]), rest_here = p > near ? rest[n * L + i] : 0;
-        REAL part = (REAL)later * p / message_of(p, decay, p > near, rest_here);
-        x[here] = dl - cs[n] * part;
+        REAL part = (REAL)later * (lift * p) / message_of(p, decay, p > near, rest_here);
+        x[here] = dl - c * part;
         taxes += part;
         later += dl;
     }
-    tax[at] = taxes;
+    tax[at] = taxes / lift;
 }
 
 // ds = x - P sum x of every row, in place on x

@@ -89,14 +89,15 @@ extern "C" __global__ void cross_entropy(const REAL* s, const long long* labels,
     if (threadIdx.x == 0) losses[row] = top + log(total) - s[labels[row]];
 }
 
-// ids sorted, order: where each came from; the block of the first of equal ids adds up its rows, in order
+// ids sorted, order: where each came from; the block of the first of equal ids adds up its rows, in order, which may be
+// those of all tokens
 extern "C" __global__ void embedding_gradient(const REAL* dy, const long long* sorted, const long long* order,
                                               REAL* dtable, int count, int D) {
     int at = blockIdx.x;
     long long id = sorted[at];
     if (at > 0 && sorted[at - 1] == id) return;
     for (int k = threadIdx.x; k < D; k += blockDim.x) {
-        REAL total = 0;
+        double total = 0;
         for (int n = at; n < count && sorted[n] == id; n++) total += dy[order[n] * D + k];
         dtable[id * D + k] = total;
     }

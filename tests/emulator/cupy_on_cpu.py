@@ -127,6 +127,9 @@ class RawKernel:
 
     def __call__(self, grid, block, args):
         kinds = [_kind(arg) for arg in args]
+        for n, arg in enumerate(args):
+            if isinstance(arg, np.ndarray) and not arg.flags.c_contiguous:
+                raise EmulatorError(f"{self.name}: argument {n} is not in C order: its strides are {arg.strides}")
         pairs = zip(kinds, self._parameters, strict=True)
         # "P": a null pointer, of any kind; or a parameter that points to a struct, for which any array will do
         if not all(a == b or (a[0] == b[0] == "P" and "P" in (a, b)) for a, b in pairs):

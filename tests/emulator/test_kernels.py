@@ -152,6 +152,50 @@ def test_softmax_whose_beliefs_leave_the_range_of_floats(gpu_for, causal, L, arc
 
 
 @FORMS
+@pytest.mark.parametrize("L,architecture", [(32, 900), (128, 900), (200, 900), (256, 900), (140, 800)])
+def test_what_a_large_decay_makes_much_of(gpu_for, causal, L, architecture):
+    # e^80 times a prior below a float's smallest normal number is one that counts; so is e^80 times a small gradient
+    gpu_for(architecture)
+    lam = np.array([-80.0, -70.0]).reshape(2, 1, 1)
+    scores, dA = (
+        88 * np.eye(L, dtype="float32") + np.zeros((1, 2, 1, 1), "float32"),
+        numbers(1, 2, L, L, dtype="float32"),
+    )
+    ours = softmax_and_back(*moved(scores, dA, lam), "high", None, causal)
+    for n, wanted in enumerate(softmax_and_back(scores.astype(float), dA.astype(float), lam, "high", None, causal)):
+        same(ours[n], wanted, "float32", n)
+    scores, dA = 2 * numbers(1, 2, L, L, dtype="float32", seed=1), np.float32(1e-7) * dA
+    ours, own = (
+        softmax_and_back(*values, "high", None, causal) for values in (moved(scores, dA, lam), (scores, dA, lam))
+    )
+    wanted = softmax_and_back(scores.astype(float), dA.astype(float), lam, "high", None, causal)
+    for h in range(2):  # what these gradients lose otherwise, NumPy's float32 loses too
+        error, its = (np.linalg.norm(found[2][:, h] - wanted[2][:, h]) for found in (ours, own))
+        assert error <= max(3 * its, 1e-5 * np.linalg.norm(wanted[2][:, h])), (h, error, its)
+
+
+def test_gradients_that_leave_the_range_of_floats_on_the_way(gpu_for):
+    gpu_for(900)
+    scores, dA = 100 * np.eye(32, dtype="float32")[None, None], 1e8 * numbers(1, 1, 32, 32, dtype="float32")
+    for lam in (80.0, np.full((1, 1, 1), 80.0)):
+        ours = softmax_and_back(*moved(scores, dA, lam), "high", None, False)
+        assert all(np.isfinite(a).all() for a in ours if a is not None)
+
+
+@FORMS
+@pytest.mark.parametrize("L,architecture", [(100, 900), (140, 800)])
+def test_a_mask_in_any_order_of_memory(cupy, gpu_for, causal, L, architecture):
+    gpu_for(architecture)
+    scores, dA, valid = sequences(L, "float32")
+    for mask in (np.asfortranarray(valid), np.broadcast_to(valid[0], valid.shape)):
+        for variant in ("high", "original"):
+            ours = softmax_and_back(*moved(scores, dA), 0.3, variant, mask.view(cupy.ndarray), causal)
+            wanted = softmax_and_back(scores.astype(float), dA.astype(float), 0.3, variant, mask, causal)
+            for n in range(3):
+                same(ours[n], wanted[n], "float32", (n, variant))
+
+
+@FORMS
 @pytest.mark.parametrize("L,architecture", [(32, 900), (100, 900), (128, 900), (200, 900), (140, 800)])
 def test_rows_that_have_nearly_all_of_themselves_on_one_key(cupy, gpu_for, causal, L, architecture):
     # 1 - P must not come out below 0 and, e^-lambda being small, must not be what P is rounded by: the others have it
@@ -315,6 +359,7 @@ def test_operations(dtype):
         (linear_gelu, [of(5, 9, 20), of(30, 20), of(30), of(5, 9, 30)]),
         (cross_entropy, [4 * of(3, 1003), rng.integers(0, 1003, 3)]),
         (embedding, [rng.integers(0, 9, (4, 33)), of(9, 40), of(4, 33, 40)]),
+        (embedding, [np.zeros(20_000, int), of(2, 4), np.full((20_000, 4), 0.1, dtype)]),  # as those of segments
         (adamw, [of(1000), of(1000, seed=1)]),
         (sum_of_rows, [of(150, 70)]),
     ]
@@ -352,5 +397,7 @@ def test_what_does_not_fit_is_seen(cupy):
     some((1,), (32,), (x, np.int32(0)))
     assert np.isnan(x[:32]).all() and (x[32:] == 1).all()  # of shared memory that nobody wrote
     code = 'extern "C" __global__ void other() { asm volatile("nanosleep.u32 %0;" :: "r"(1)); }'
+    with pytest.raises(EmulatorError, match=r"argument 0 is not in C order: its strides are \(8, 256\)"):
+        some((1,), (32,), (cupy.full((2, 32), 1.0).T, np.int32(0)))
     with pytest.raises(EmulatorError, match=r"does not know: 'nanosleep.u32 %0;'"):
         cupy.RawModule(code=code)

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import minisaobp as ms
-from minisaobp.backend import NoGpu, library, to_host
+from minisaobp.backend import NoGpu, generator, library, to_host
 from minisaobp.bp import algorithm1_row_product, bp_high
 from minisaobp.diagnose import MEASURES, Diagnosis, NotAttention, by_layer, graphs_by_layer
 from minisaobp.metrics.attention import column_mass, head_features, regime
 from minisaobp.metrics.graphs import CLUSTERING
 from minisaobp.metrics.gtd import gtd_and_indirect_entropy
-from minisaobp.nn import Bert, Config, Gpt2
+from minisaobp.nn import Bert, Config, Gpt2, preset
 from minisaobp.nn.attention import (
     attention,
     attention_backward,
@@ -30,6 +30,7 @@ from minisaobp.nn.attention import (
     softmax_of,
 )
 from minisaobp.nn.config import MIXINGS
+from minisaobp.nn.generation import _choose
 from minisaobp.text.batches import Batch
 from minisaobp.text.task_files import Example
 from minisaobp.text.tasks import TASKS
@@ -40,7 +41,7 @@ from minisaobp.training.checkpoint import find_checkpoint
 from minisaobp.training.loop import Settings, evaluate, evaluate_from_prefixes, optimiser_for, train
 from minisaobp.training.run import lines_until, train_run
 from tests import operation_cases as operations
-from tests.text.task_fixtures import glue
+from tests.text.task_fixtures import choices, glue
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,9 +92,9 @@ def against_float64(function, dtype, *values, what=""):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [6, 100, 256, 1024])
-def test_layer_norm(dtype, width):
-    x, dy = (numbers(3, 50, width, dtype=dtype, seed=n) for n in (1, 2))
+@pytest.mark.parametrize("rows,width", [(50, 6), (50, 100), (50, 256), (50, 1024), (50, 1500), (6000, 256)])
+def test_layer_norm(dtype, rows, width):
+    x, dy = (numbers(3, rows, width, dtype=dtype, seed=n) for n in (1, 2))
     gamma, beta = (numbers(width, dtype=dtype, seed=n) for n in (3, 4))
 
     for ours, wanted in both(operations.layer_norm, x, gamma, beta, dy):
@@ -126,6 +127,10 @@ def test_operations(dtype):
     for function, arrays in cases.items():
         for ours, wanted in both(function, *arrays):
             same(ours, wanted, dtype, function.__name__)
+    many = numbers(16_384, 20, dtype=dtype), map_and_back[1], map_and_back[2], numbers(16_384, 30, dtype=dtype, seed=1)
+    against_float64(operations.linear, dtype, *many)  # as many rows as a batch of 128 x 128 tokens has
+    for dy in (numbers(16_384, 40, dtype=dtype), np.full((16_384, 40), 0.1, dtype)):  # as the segments of one
+        against_float64(operations.embedding, dtype, rng.integers(0, 2, 16_384), numbers(2, 40, dtype=dtype), dy)
     A, theta, _ = cases[operations.entropy_penalty]
     for ours, wanted in both(operations.entropy_penalty, A, theta, np.arange(50) < np.array([[50], [3], [0], [40]])):
         same(ours, wanted, dtype)
@@ -199,6 +204,53 @@ def test_rows_that_have_nearly_all_of_themselves_on_one_key(dtype, L, causal, ma
             options = {"causal": causal, "include_self": include_self}
             ours = ms.refine(P[:, h], lam[h, 0, 0], **options)
             same(ours, ms.refine(exact[:, h], lam[h, 0, 0], **options), dtype, (h, include_self))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("L", [32, 128, 200, 256, 300, 512, 600])
+def test_what_a_large_decay_makes_much_of(L, causal):
+    # e^80 times a prior below a float's smallest normal number is one that counts; so is e^80 times a small gradient
+    lam = np.array([-80.0, -70.0]).reshape(2, 1, 1)
+
+    def run(scores, dA, lam):
+        B, cache = refined_softmax(scores.copy(), lam, "high", None, causal)
+        return B, *refined_softmax_backward(dA, cache)
+
+    scores, dA = 88 * np.eye(L) + np.zeros((1, 2, 1, 1)), numbers(1, 2, L, L, dtype="float32")
+    against_float64(run, "float32", scores, dA, lam)
+    scores, dA = 2 * numbers(1, 2, L, L, dtype="float32", seed=1), np.float32(1e-7) * dA
+    ours, own, wanted = (
+        to_host(run(*moved(*kind, scores, dA, lam))[1]) for kind in ((cupy, "float32"), (np, "float32"), (np, float))
+    )
+    for h in range(2):  # what these gradients lose otherwise, NumPy's float32 loses too
+        error, its = (np.linalg.norm(found[:, h] - wanted[:, h]) for found in (ours, own))
+        assert error <= max(3 * its, 1e-5 * np.linalg.norm(wanted[:, h])), (h, error, its)
+
+
+@pytest.mark.parametrize("L", [32, 128, 256, 512, 600])
+def test_gradients_that_leave_the_range_of_floats_on_the_way(L):
+    scores, dA = cupy.asarray(100 * np.eye(L, dtype="float32")[None, None]), numbers(1, 1, L, L, dtype="float32")
+    for lam in (80.0, cupy.full((1, 1, 1), 80.0)):
+        _, cache = refined_softmax(scores.copy(), lam, "high")
+        assert cupy.isfinite(refined_softmax_backward(1e6 * cupy.asarray(dA), cache)[0]).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("variant", ["original", "high"])
+@pytest.mark.parametrize("L", [100, 600])
+def test_a_mask_in_any_order_of_memory(L, variant, causal):
+    scores, dA = (numbers(3, 2, L, L, dtype="float32", seed=n) for n in (0, 1))
+    valid = np.arange(L) < np.array([[L], [L // 2], [L - 1]])
+    wanted = refined_softmax(scores.astype(float), 0.3, variant, valid, causal)[0]
+    of_columns, same_for_all = cupy.asfortranarray(cupy.asarray(valid)), np.broadcast_to(valid[1], valid.shape)
+    ours, cache = refined_softmax(cupy.asarray(scores), 0.3, variant, of_columns, causal)
+    same(ours, wanted, "float32")
+    ds, _ = refined_softmax_backward(cupy.asarray(dA), cache)
+    _, of_host = refined_softmax(scores.astype(float), 0.3, variant, valid, causal)
+    same(ds, refined_softmax_backward(dA.astype(float), of_host)[0], "float32")
+    mask = cupy.broadcast_to(cupy.asarray(valid[1]), valid.shape)
+    ours, _ = refined_softmax(cupy.asarray(scores), 0.3, variant, mask, causal)
+    same(ours, refined_softmax(scores.astype(float), 0.3, variant, same_for_all, causal)[0], "float32")
 
 
 @pytest.fixture
@@ -276,7 +328,7 @@ def test_hard_cases_of_the_refinement(dtype, L):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("length", [7, 128, 200, 300, 512, 600])
+@pytest.mark.parametrize("length", [7, 32, 128, 200, 256, 300, 512, 600])
 def test_attention(dtype, variant, causal, padded, length):
     qkv = numbers(2, length, 1 if variant in ("none", "uniform", "fixed") else 3, 4, 16, dtype=dtype)
     dmixed = numbers(2, length, 4, 16, dtype=dtype, seed=1)
@@ -290,10 +342,9 @@ def test_attention(dtype, variant, causal, padded, length):
         dqkv, down = attention_backward(dmixed, cache)
         return (mixed, A, dqkv) if down is None else (mixed, A, dqkv, down)
 
-    wanted = run(qkv.astype(float), dmixed.astype(float), valid, own.astype(float))
-    ours = run(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in (qkv, dmixed, valid, own)))
-    for n, (a, b) in enumerate(zip(ours, wanted, strict=True)):
-        same(a, b, dtype, n)
+    # a number is a lambda that is not learned, which has kernels of its own
+    for given in (own, *((0.3, -0.6, 2.5) if variant in ("high", "low") else ())):
+        against_float64(run, dtype, qkv, dmixed, valid, given, what=np.shape(given) or given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -327,6 +378,31 @@ def test_what_all_keys_of_a_row_have_in_common_is_not_in_the_gradient(L, variant
         return B, *refined_softmax_backward(dB, cache)
 
     against_float64(run, "float32", scores, dB + 10, np.linspace(0.3, 2.5, 8).reshape(8, 1, 1))
+
+
+@pytest.mark.parametrize("L", [7, 128, 200, 300, 512, 600])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gradient_of_lambda_in_draws_where_it_may_cancel(L, seed):
+    # It is a sum of L * L terms for each head, here up to thousands of times as large as itself: where that costs
+    # NumPy's float32 more than 1e-5, it may cost the kernels as much, either way.
+    q, k, v, dmixed = (numbers(2, 4, L, 16, dtype=float, seed=4 * seed + n) for n in range(4))
+    scores, dB = (q @ k.swapaxes(-1, -2) / 4).astype("float32"), (dmixed @ v.swapaxes(-1, -2)).astype("float32")
+    lam = np.array([0.3, -0.6, 2.5, 1.0]).reshape(4, 1, 1)
+
+    def gradient(xp, dtype, valid, variant, causal):
+        scores_, dB_, lam_ = moved(xp, dtype, scores, dB, lam)
+        _, cache = refined_softmax(scores_, lam_, variant, valid if valid is None else xp.asarray(valid), causal)
+        return to_host(refined_softmax_backward(dB_, cache)[1])
+
+    for variant in ("high", "low"):
+        for causal in (False, True):
+            for valid in (None, np.arange(L) < np.array([[L], [L - 3]])):
+                case = valid, variant, causal
+                ours, own, wanted = (
+                    gradient(*kind, *case) for kind in ((cupy, "float32"), (np, "float32"), (np, float))
+                )
+                error, its = (np.linalg.norm(found - wanted) / np.linalg.norm(wanted) for found in (ours, own))
+                assert error <= max(1e-5, 2 * its), (case, error, its)
 
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -371,6 +447,40 @@ def test_loss_and_every_gradient_of_a_model(kind, variant, regulariser, dtype):
         same(loss, wanted_loss, dtype)
         same(gradients.flat, on_host.flat, dtype)
     same(gpu.attention_maps(IDS, MASK), model.attention_maps(IDS, MASK), dtype)
+
+
+@pytest.mark.parametrize("variant", ["original", "high"])
+@pytest.mark.parametrize("name,batch,length", [("bert-mini", 128, 128), ("bert-medium", 4, 512), ("gpt2-mini", 4, 512)])
+def test_a_model_of_the_paper_at_its_full_size(name, variant, batch, length):
+    rng = np.random.default_rng(0)
+    config = preset(name, 30522, attention_variant=variant, lam=0.2)
+    model = {"bert": Bert, "gpt2": Gpt2}[config.model_type].initialise(config, rng, np.float32)
+    exact = {"bert": Bert, "gpt2": Gpt2}[config.model_type].initialise(config, rng, np.float64)
+    exact.parameters.flat[...] = model.parameters.flat
+    ids = rng.integers(5, 30522, (batch, length))
+    mask = (np.arange(length) < rng.integers(length // 2, length + 1, (batch, 1))).astype(int)
+    labels = np.where((rng.random(ids.shape) < 0.15) & (mask == 1), ids, -100)
+    (loss, gradients), (wanted_loss, wanted) = (
+        m.loss_and_gradients(ids, labels, mask) for m in (model.on(cupy), exact)
+    )
+    same(loss, wanted_loss, "float32")
+    same(gradients.flat, wanted.flat, "float32")
+
+
+def test_a_lambda_that_has_been_learned_beyond_its_bounds():
+    for kind in ("bert", "gpt2"):
+        model = model_of(kind, "high", learn_lam="head")
+        for name, values in model.parameters.items():
+            if name.endswith("lam"):
+                values[...] = [90, -90, 80, 0.4]
+        (loss, gradients), (wanted_loss, wanted) = (
+            m.loss_and_gradients(IDS, LABELS, MASK) for m in (model.on(cupy), model)
+        )
+        same(loss, wanted_loss, "float32")
+        same(gradients.flat, wanted.flat, "float32")
+        for name in wanted:
+            if name.endswith("lam"):
+                assert (to_host(gradients[name])[:2] == 0).all()
 
 
 HEADS = ["classification", "regression", "multiple_choice", "span"]
@@ -568,7 +678,7 @@ def test_nothing_waits_where_a_task_is_learnt(head):
     nothing_waits(model.on(cupy), SimpleNamespace(batch=lambda number, size: batch))
 
 
-def run_of(xp, directory, stop=None, resume=False, **changes):
+def run_of(xp, directory, stop=None, resume=False, dropout=0.0, **changes):
     """A run of 10 steps that stops after `stop`; its lines."""
 
     class Stopping(Copying):
@@ -580,7 +690,7 @@ def run_of(xp, directory, stop=None, resume=False, **changes):
     settings = Settings(steps=10, batch=8, peak_rate=1e-3, warmup=2)
     checkpoint = find_checkpoint(directory)[0] if resume else None
     options = {"every": 5, "about": {}, "checkpoint": checkpoint} | changes
-    model = model_of("bert", "high", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).on(xp)
+    model = model_of("bert", "high", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout).on(xp)
     try:
         train_run(model, Stopping(), [Copying().batch(99, 8)], settings, directory, **options)
     except KeyboardInterrupt:
@@ -597,6 +707,16 @@ def test_a_checkpoint_moves_between_cpu_and_gpu(tmp_path, before, after):
     moved = run_of(after, tmp_path / "moved", resume=True)
     assert len(moved) == len(whole) == 3
     np.testing.assert_allclose(moved, whole, rtol=1e-4)
+
+
+def test_a_run_that_goes_on_where_it_was_is_the_same_to_the_last_bit(tmp_path):
+    for name in ("whole", "in two"):
+        (tmp_path / name).mkdir()
+    whole = run_of(cupy, tmp_path / "whole", dropout=0.1)
+    run_of(cupy, tmp_path / "in two", stop=7, dropout=0.1)
+    assert run_of(cupy, tmp_path / "in two", resume=True, dropout=0.1) == whole
+    ours, wanted = (ms.from_pretrained(tmp_path / name / "last").parameters.flat for name in ("in two", "whole"))
+    assert (ours == wanted).all()
 
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all.\n\n" * 400
@@ -616,10 +736,23 @@ def test_commands(tmp_path):
     np.save(tmp_path / "maps.npy", priors(2, 3, 4, 30, 30, dtype="float32"))
     run, encoder, task = tmp_path / "run", tmp_path / "encoder", ["--task", "sst2", "--data", glue(tmp_path / "data")]
     train = ["train", *text, *gpu, *sizes, "--vocabulary", 300, "--steps", 4, "--variant", "high"]
+    preset = ["--preset", "bert-mini", "--vocabulary", 300, "--length", 32, "--steps", 2, "--batch", 4]
+    choice = ["--task", "hellaswag", "--data", choices(tmp_path / "choices")]
+    study = tmp_path / "study" / "config.toml"
+    study.parent.mkdir()
+    study.write_text(
+        'variants = ["original", "high"]\nseeds = [0]\n\n[settings]\nlayers = 1\nwidth = 16\nheads = 2\nlength = 16\n'
+        f"batch = 2\nvocabulary = 300\nsteps = 2\neval_every = 2\ncorpus = ['{tmp_path / 'text.txt'}']\n"
+    )
     for arguments in (
-        [*train, "--model", "decoder", "--out", run],
+        [*train, "--model", "decoder", "--keep-models", "--eval-every", 1, "--out", run],
         [*train, "--precision", "tf32", "--out", encoder],
-        ["train", "--resume", encoder, "--device", "cpu"],
+        ["train", "--resume", encoder, "--device", "cpu", "--precision", "float32", "--steps", 6],
+        ["train", "--resume", encoder, "--device", "gpu", "--steps", 8],
+        ["pretrain", *preset, *text, *gpu, "--out", tmp_path / "preset"],
+        ["sweep", study, *gpu, "--runs", tmp_path / "runs"],
+        ["evaluate", *choice, "--zero-shot", "--checkpoint", run, *gpu],
+        ["diagnose", "--run", run, *gpu, "--graphs", 0, "--out", tmp_path / "report over time"],
         ["finetune", *task, "--checkpoint", encoder, *gpu, "--epochs", 1, "--batch", 16, "--out", tmp_path / "tuned"],
         ["evaluate", *task, "--checkpoint", tmp_path / "tuned", *gpu],
         ["evaluate", "--checkpoint", run, *gpu],
@@ -659,6 +792,23 @@ def test_generation():
         model = model_of("gpt2", variants, np.float64)
         texts = [[to_host(t).tolist() for t in m.generate(IDS[:, :5], 20)] for m in (model, model.on(cupy))]
         assert texts[0] == texts[1]
+        for top_k in (None, 3):
+            drawn = [
+                [
+                    to_host(t).tolist()
+                    for t in model.on(cupy).generate(IDS[:, :5], 20, 5.0, top_k, generator(cupy, seed))
+                ]
+                for seed in (0, 0, 1)
+            ]
+            assert drawn[0] == drawn[1] != drawn[2], variants
+
+
+def test_what_is_drawn_is_as_likely_as_the_model_says():
+    scores = np.log(np.array([0.1, 0.2, 0.3, 0.4]))
+    for top_k, P in ((None, [0.1, 0.2, 0.3, 0.4]), (2, [0, 0, 3 / 7, 4 / 7])):
+        drawn = _choose(cupy.asarray(np.tile(scores, (100_000, 1))), 1.0, top_k, generator(cupy, 0))
+        shares = np.bincount(to_host(drawn), minlength=4) / 100_000
+        np.testing.assert_allclose(shares, P, atol=5 * 0.5 / 100_000**0.5)  # five standard deviations
 
 
 HEAD_LAMS = np.array([0.3, 0.8]).reshape(2, 1, 1)
@@ -708,15 +858,26 @@ def test_several_steps_and_factors_of_ones_own(dtype, causal, include_self):
 
 
 def test_float16_is_computed_in_float32():
-    A, (Q, K, V) = priors(2, 50, 50, dtype=np.float16), (numbers(50, 16, dtype=np.float16, seed=n) for n in range(3))
+    A, dB = priors(2, 50, 50, dtype=np.float16), numbers(2, 50, 50, dtype=np.float16)
+    Q, K, V, dO = (numbers(50, 16, dtype=np.float16, seed=n) for n in range(4))
+
+    def streaming(Q, K, V, dO):
+        O, cache = ms.streaming_attention(Q, K, V, 0.4)
+        return O, *ms.streaming_attention_backward(dO, cache)[:3]
+
     for function, arrays in (
-        (lambda A: ms.refine(A, 0.4), [A]),
-        (lambda Q, K, V: ms.streaming_attention(Q, K, V, 0.4)[0], [Q, K, V]),
+        (lambda A: [ms.refine(A, 0.4)], [A]),
+        (lambda A, dB: ms.refine_vjp(A, 0.4, dB)[:1], [A, dB]),
+        (streaming, [Q, K, V, dO]),
     ):
-        ours, wanted = function(*map(cupy.asarray, arrays)), function(*(a.astype(float) for a in arrays))
-        assert ours.dtype == np.float16
-        error = np.linalg.norm(to_host(ours) - wanted) / np.linalg.norm(wanted)
-        assert error < 2**-11, function  # the result is rounded to 11 bits, by at most half a unit of the last one
+        for ours, wanted in zip(
+            function(*map(cupy.asarray, arrays)), function(*(a.astype(float) for a in arrays)), strict=True
+        ):
+            assert ours.dtype == np.float16
+            error = np.linalg.norm(to_host(ours) - wanted) / np.linalg.norm(wanted)
+            assert error < 2**-11, function  # the result is rounded to 11 bits, by at most half a unit of the last one
+    for measure in (ms.gtd, ms.attention_entropy, ms.indirect_entropy):
+        same(measure(cupy.asarray(A)), measure(A), "float32", measure)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -764,4 +925,11 @@ def test_crosscheck_with_cupy_arrays(variant, causal):
         return ms.refine(A, lam, variant=variant, causal=causal, valid=valid)
 
     verdict = ms.crosscheck(fn, arrays="cupy", variant=variant, causal=causal, seed=0)
+    assert verdict.passed, str(verdict)
+
+
+@pytest.mark.parametrize("what", ["entropy", "gtd", "indirect_entropy", "indirect_attention"])
+def test_crosscheck_of_measures_with_cupy_arrays(what):
+    fn = {"entropy": ms.attention_entropy}.get(what) or getattr(ms, what)
+    verdict = ms.crosscheck(fn, what=what, arrays="cupy", seed=0)
     assert verdict.passed, str(verdict)
