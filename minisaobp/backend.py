@@ -5,6 +5,7 @@ and on CuPy, and a call never moves data between the two.
 """
 
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,6 +69,15 @@ def _gpu_trouble():
 
 def _in_one_line(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that there is too little memory: Python's and CuPy's do so as MemoryError, CUDA and its
+    libraries, which take what they need for themselves, in errors of their own."""
+    of_cuda = type(error).__module__.startswith("cupy")
+    return isinstance(error, MemoryError) or (
+        of_cuda and re.search("MemoryAllocation|OUT_OF_MEMORY|ALLOC(ATION)?_FAILED", str(error)) is not None
+    )
 
 
 def generator(xp, *seeds):

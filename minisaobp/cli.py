@@ -49,13 +49,17 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print(f"{prefix}: interrupted", file=sys.stderr)
         return 130
-    except MemoryError as error:
-        sizes = [f"--{name} {getattr(args, name)}" for name in ("batch", "length") if getattr(args, name, None)]
-        lower = f": lower {' or '.join(sizes)}" if sizes else ""
-        return parser.exit(2, f"{prefix}: error: not enough memory for these sizes{lower} ({error})\n")
     except BrokenPipeError:  # nobody reads on: not an error of this program, and nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a disk that is full, say
         return parser.exit(2, f"{prefix}: error: {error}\n")
+    except Exception as error:
+        from .backend import is_out_of_memory  # here: --help wants no NumPy
+
+        if not is_out_of_memory(error):
+            raise
+        sizes = [f"--{name} {getattr(args, name)}" for name in ("batch", "length") if getattr(args, name, None)]
+        lower = f": lower {' or '.join(sizes)}" if sizes else ""  # a command fills in the length that it has chosen
+        return parser.exit(2, f"{prefix}: error: not enough memory for these sizes{lower} ({error})\n")
     return code or 0

@@ -12,7 +12,7 @@ from .backend import to_host
 from .diagnose import by_layer
 from .files import write_json
 from .nn import Bert
-from .results import environment
+from .results import device_name, environment
 from .text.batches import in_order
 from .text.dataset import HELD_OUT_MASKS, Dataset, read_dataset
 from .training.loop import LOOK_EVERY, Settings, evaluate, optimiser_for, train
@@ -96,6 +96,7 @@ def compare(task, configs, settings, out, xp=np):
         "complete": False,
         "settings": settings,
         "environment": environment(),
+        "device": device_name(xp),
         "corpus": task.text.summary
         # mean over the sequences of log(tokens), padding apart: what uniform attention would measure
         | {"uniform_entropy": float(np.log(task.text.held_out.attention_mask.sum(axis=1)).mean())},

@@ -64,6 +64,10 @@ def test_an_option_of_another_benchmark_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "cost", "--corpus", "x", "--out", str(tmp_path)])
     assert "argument --corpus: only of text" in capsys.readouterr().err
+    for what in ("gpu", "bp"):
+        with pytest.raises(SystemExit):
+            cli.main(["bench", what, "--device", "cpu", "--out", str(tmp_path)])
+        assert "argument --device: only of cost" in capsys.readouterr().err
 
 
 def test_bench_gpu_measures_ours_before_pytorch_and_leaves_it_the_memory(tmp_path, monkeypatch):

@@ -39,12 +39,38 @@ def runs(tmp_path_factory):
 def test_train_records_what_was_asked_for(runs):
     record = json.loads((runs / "encoder" / "run.json").read_text())
     assert record["options"]["variant"] == ["high", "original"] and record["options"]["steps"] == 6
-    assert record["environment"]["numpy"] and record["corpus"]["training_sequences"] > 0
+    assert record["environment"]["numpy"] and record["device"] == "cpu" and record["corpus"]["training_sequences"] > 0
     described = json.loads((runs / "encoder" / "best" / "config.json").read_text())
     assert described["attention_variant"] == ["high", "original"] and described["learn_lam"] == "head"
     lines = [json.loads(line) for line in (runs / "encoder" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(7))
     assert lines[-1]["held_out_loss"] < lines[0]["held_out_loss"]
+
+
+class CUDARuntimeError(RuntimeError):
+    __module__ = "cupy_backends.cuda.api.runtime"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no 8 bytes"), CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")]
+)
+def test_too_little_memory_is_one_line_with_what_to_lower(runs, monkeypatch, error):
+    def halted(*_):
+        raise error
+
+    monkeypatch.setattr("minisaobp.training.loop.evaluate", halted)
+    done = run("evaluate", "--checkpoint", runs / "encoder", "--batch", 7)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"not enough memory for these sizes: lower --batch 7 or --length 16 ({error})" in done.stderr
+
+
+def test_another_error_of_cuda_is_not_taken_for_too_little_memory(runs, monkeypatch):
+    def halted(*_):
+        raise CUDARuntimeError("cudaErrorLaunchFailure: unspecified launch failure")
+
+    monkeypatch.setattr("minisaobp.training.loop.evaluate", halted)
+    with pytest.raises(CUDARuntimeError):
+        run("evaluate", "--checkpoint", runs / "encoder")
 
 
 def test_evaluate_gives_what_the_run_logged(runs):

@@ -17,8 +17,7 @@ def add(parser):
         "products in TF32",
     )
     parser.add_argument(
-        "--device", choices=options.DEVICES, default="cpu", help=f"of cost: {options.DEVICE_HELP}; on a GPU with TF32 "
-        "(default: %(default)s)"
+        "--device", choices=options.DEVICES, help=f"of cost: {options.DEVICE_HELP}; on a GPU with TF32 (default: cpu)"
     )  # fmt: skip
     parser.add_argument(
         "--corpus", nargs="+", metavar="FILE", help="of text: UTF-8 files (default: Python's own documentation)"
@@ -29,11 +28,11 @@ def add(parser):
 
 
 def run(args, fail):
-    if args.device != "cpu" and args.what != "cost":
+    if args.device is not None and args.what != "cost":
         fail("argument --device: only of cost; `bench gpu` is the GPU's benchmark")
     if args.corpus is not None and args.what != "text":
         fail("argument --corpus: only of text")
-    device = "gpu" if args.what == "gpu" else args.device
+    device = "gpu" if args.what == "gpu" else args.device or "cpu"
     precision = "float32" if device == "cpu" else "tf32"
     xp = options.device_library(argparse.Namespace(device=device, precision=precision), fail)
     name = "cost-gpu.json" if args.what == "cost" and xp.__name__ == "cupy" else f"{args.what}.json"

@@ -72,7 +72,7 @@ def run(args, fail):
         ]
         missing = [d.name for d in done if not d.sequences]
         if results:
-            _write(out, results, {d.name: d.example for d in done if d.sequences}, variants, overtime, missing)
+            _write(out, xp, results, {d.name: d.example for d in done if d.sequences}, variants, overtime, missing)
     if not results:
         if asked():
             print("Nothing was measured yet: nothing is written", file=sys.stderr)
@@ -233,14 +233,15 @@ def _table(result):
     return "\n".join(lines)
 
 
-def _write(out, results, examples, variants, overtime, missing):
+def _write(out, xp, results, examples, variants, overtime, missing):
     from ..files import write_json, write_whole
     from ..report import report_html
-    from ..results import environment
+    from ..results import device_name, environment
 
     page = report_html(results, examples, variants, overtime, missing).encode()
-    record = {"environment": environment(), "results": results, "not_measured": missing, "over_training": overtime}
-    write_json(out / "metrics.json", record)
+    machine = {"environment": environment(), "device": device_name(xp)}
+    found = {"results": results, "not_measured": missing, "over_training": overtime}
+    write_json(out / "metrics.json", machine | found)
     table = io.StringIO(newline="")
     names = ["model", "layer", "head", "regime", "entropy", "gtd", "cross_layer_gtd", "indirect_entropy", "sparsity",
              "sink", "normalised_entropy", "local", "position", "sequence", "clustering", "clustering_barrat",

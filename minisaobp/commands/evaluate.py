@@ -52,7 +52,7 @@ def run(args, fail):
     asked, trained_on = options.run_of(directory, fail)
     if args.text is None and asked is None:
         fail(f"argument --text: needed, since {directory} lies in no folder of a run that was trained on a text")
-    length = args.length or (asked["length"] if asked else model.config.max_position_embeddings)
+    length = args.length = args.length or (asked["length"] if asked else model.config.max_position_embeddings)
     if length > model.config.max_position_embeddings:
         fail(
             f"argument --length: expected at most the model's {model.config.max_position_embeddings} positions, "

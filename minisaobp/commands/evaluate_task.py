@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from ..files import write_json, write_whole
-from ..results import environment
+from ..results import device_name, environment
 from ..text.tasks import TASKS
 from ..training.task import attention_on, predict, zero_shot
 from . import options
@@ -39,6 +39,7 @@ def evaluate_task(args, xp, fail):
         "split": split,
         "checkpoint": str(directory),
         "environment": environment(),
+        "device": device_name(xp),
         "parameters": model.parameters.flat.size,
         "data": part.record,
     }
@@ -79,7 +80,7 @@ def _check_model(task, args, model, directory, fail):
 
 
 def _tuned(task, model, tokenizer, part, args):
-    length = args.length or min(task.length, model.config.max_position_embeddings)
+    length = args.length = args.length or min(task.length, model.config.max_position_embeddings)
     encoded = task.encode(part.examples, tokenizer, length)
     predictions = predict(model, encoded)
     scores, attention = task.score(part.examples, predictions), attention_on(model, encoded, MEASURED)
@@ -91,7 +92,7 @@ def _tuned(task, model, tokenizer, part, args):
 
 
 def _zero_shot(task, model, tokenizer, part, args):
-    length = args.length or model.config.max_position_embeddings
+    length = args.length = args.length or model.config.max_position_embeddings
     plain, normalised, cut = zero_shot(model, tokenizer, task, part.examples, length)
     if not len(plain):
         return {}, plain, 0

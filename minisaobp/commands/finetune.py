@@ -160,7 +160,7 @@ def finetune_in_folder(asked, model, tokenizer, splits, examples, out, xp, check
     metrics.json. Raises what `train_run` does.
     """
     from ..files import write_json
-    from ..results import environment
+    from ..results import device_name, environment
     from ..text.batches import Batches
     from ..text.tasks import TASKS
     from ..training.loop import Settings
@@ -181,7 +181,8 @@ def finetune_in_folder(asked, model, tokenizer, splits, examples, out, xp, check
     )
     about = about or {"options": asked, "data": fingerprint(splits)}
     if checkpoint is None or not (out / "run.json").exists():
-        write_json(out / "run.json", about | {"environment": environment(), "parameters": model.parameters.flat.size})
+        machine = {"environment": environment(), "device": device_name(xp)}
+        write_json(out / "run.json", about | machine | {"parameters": model.parameters.flat.size})
     lines = train_run(
         model,
         Batches(training, asked["seed"]),
@@ -261,7 +262,7 @@ def _finish(task, dev, out, xp, splits, encoded, asked, best):
     """Scores, attention and predictions of the best model, written and printed; returns what metrics.json holds."""
     from ..files import write_json, write_whole
     from ..nn import from_pretrained
-    from ..results import environment
+    from ..results import device_name, environment
     from ..training.task import attention_on, predict
 
     model = from_pretrained(out / "best").on(xp)
@@ -286,6 +287,7 @@ def _finish(task, dev, out, xp, splits, encoded, asked, best):
         "title": task.title,
         "options": asked,
         "environment": environment(),
+        "device": device_name(xp),
         "parameters": model.parameters.flat.size,
         "splits": {
             split: part.record | {"sequences": encoded[split].count, "cut": encoded[split].truncated}

@@ -204,7 +204,7 @@ def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, mea
     import numpy as np
 
     from ..files import write_json, write_whole
-    from ..results import environment
+    from ..results import device_name, environment
     from ..training.loop import Settings
     from ..training.run import train_run
 
@@ -230,7 +230,7 @@ def train_in_folder(asked, text, out, xp, fail, checkpoint=None, about=None, mea
         f"{training.documents} training documents, of which {training.documents_cut} go over the end of a sequence"
     )
     if checkpoint is None or not (out / "run.json").exists():
-        record = about | {"environment": environment(), "corpus": text.summary}
+        record = about | {"environment": environment(), "device": device_name(xp), "corpus": text.summary}
         write_json(out / "run.json", record | {"parameters": model.parameters.flat.size})
         left_out = ("out", "vocabulary") if asked["tokenizer"] else ("out",)  # an existing one has its own
         described = options.to_toml({name: value for name, value in asked.items() if name not in left_out})

@@ -5,9 +5,12 @@ python -m pytest tests/gpu
 What the kernels calculate is seen without one too, in tests/emulator; registers, speed and how hardware rounds are not.
 """
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -729,10 +732,33 @@ def command(tmp_path, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_commands(tmp_path):
+def corpus(tmp_path):
     (tmp_path / "text.txt").write_text("".join(f"{n} {line}\n\n" for n, line in enumerate(TEXT.split("\n\n"))))
+    return ["--corpus", tmp_path / "text.txt"]
+
+
+@pytest.mark.parametrize("before,after", [("gpu", "cpu"), ("cpu", "gpu"), ("gpu", "gpu")])
+def test_a_run_that_is_stopped_goes_on_elsewhere(tmp_path, before, after):
+    run, every = tmp_path / "run", 20
+    sizes = ["--width", 32, "--layers", 2, "--heads", 2, "--length", 32, "--batch", 4, "--vocabulary", 300]
+    arguments = ["train", *corpus(tmp_path), *sizes, "--steps", 600, "--eval-every", every, "--out", run]
+    line = [sys.executable, "-m", "minisaobp", *map(str, [*arguments, "--device", before])]
+    log, end = run / "metrics.jsonl", time.monotonic() + 120
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
+        while time.monotonic() < end and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+            time.sleep(0.02)
+        training.send_signal(signal.SIGINT)
+        assert training.wait(60) == 130
+    assert len(lines_until(log, 600)) < 600 // every + 1  # there is something left to do
+    code, output = command(tmp_path, "train", "--resume", run, "--device", after)
+    assert code == 0, output
+    losses = [line["held_out_loss"] for line in lines_until(log, 600)]
+    assert len(losses) == 600 // every + 1 and losses[-1] < losses[0]
+
+
+def test_commands(tmp_path):
     sizes = ["--width", 32, "--layers", 2, "--heads", 2, "--length", 32, "--batch", 4]
-    gpu, text = ["--device", "gpu"], ["--corpus", tmp_path / "text.txt"]
+    gpu, text = ["--device", "gpu"], corpus(tmp_path)
     np.save(tmp_path / "maps.npy", priors(2, 3, 4, 30, 30, dtype="float32"))
     run, encoder, task = tmp_path / "run", tmp_path / "encoder", ["--task", "sst2", "--data", glue(tmp_path / "data")]
     train = ["train", *text, *gpu, *sizes, "--vocabulary", 300, "--steps", 4, "--variant", "high"]
@@ -747,8 +773,6 @@ def test_commands(tmp_path):
     for arguments in (
         [*train, "--model", "decoder", "--keep-models", "--eval-every", 1, "--out", run],
         [*train, "--precision", "tf32", "--out", encoder],
-        ["train", "--resume", encoder, "--device", "cpu", "--precision", "float32", "--steps", 6],
-        ["train", "--resume", encoder, "--device", "gpu", "--steps", 8],
         ["pretrain", *preset, *text, *gpu, "--out", tmp_path / "preset"],
         ["sweep", study, *gpu, "--runs", tmp_path / "runs"],
         ["evaluate", *choice, "--zero-shot", "--checkpoint", run, *gpu],
@@ -763,12 +787,13 @@ def test_commands(tmp_path):
     ):
         code, output = command(tmp_path, *arguments)
         assert code == 0, (arguments, output)
+    for record in ("run/run.json", "tuned/metrics.json", "report/metrics.json", "compare/results.json"):
+        assert "CuPy" in json.loads((tmp_path / record).read_text())["device"], record
 
 
 def test_out_of_memory_is_one_line_and_leaves_the_checkpoint(tmp_path):
-    (tmp_path / "text.txt").write_text("".join(f"{n} {line}\n\n" for n, line in enumerate(TEXT.split("\n\n"))))
     code, output = command(
-        tmp_path, "train", "--corpus", tmp_path / "text.txt", "--device", "gpu", "--width", 1024, "--layers", 12,
+        tmp_path, "train", *corpus(tmp_path), "--device", "gpu", "--width", 1024, "--layers", 12,
         "--heads", 16, "--length", 128, "--batch", 60_000, "--vocabulary", 300, "--steps", 4, "--out", tmp_path / "run",
     )  # fmt: skip
     assert code == 2, output
