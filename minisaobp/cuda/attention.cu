@@ -458,7 +458,7 @@ __device__ __forceinline__ void refine(const REAL* in, const mask_t* valid, Row*
     __syncwarp();
     for (int m = 0; rare >> m; m++)
         if (rare >> m & 1) {
-            auto prior = [=](int k) { return row_of[m].scale * e_of(m, k); };
+            auto prior = [=](int k) { return (double)row_of[m].scale * e_of(m, k); };  // as a float it may be none
             auto message = [=](int above, int k) { return row_of[m - above].message(e_of(m - above, k)); };
             beliefs_in_logs(prior, message, C, B + at.start + m * L, L, CAUSAL, m, include_self);
         }
@@ -563,7 +563,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
             taxed += taxed_here;
             total += x[m][n];
         }
-        taxes += row.scale * taxed;
+        taxes += (double)row.scale * taxed;
         total = row.scale * warp_sum(total);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) x[m][n] -= e[n] * total;
