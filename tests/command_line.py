@@ -12,6 +12,12 @@ from unittest.mock import patch
 from minisaobp import cli
 
 
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's own, where there is none."""
+
+    __module__ = "cupy_backends.cuda.api.runtime"
+
+
 def run(*arguments):
     """The command line in this process, which saves a second each time."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]

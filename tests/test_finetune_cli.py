@@ -13,7 +13,7 @@ import pytest
 
 from minisaobp.nn import Bert, Config, Gpt2, from_pretrained
 from minisaobp.text.tokenizer import train_bpe, train_wordpiece
-from tests.command_line import run
+from tests.command_line import CUDARuntimeError, run
 from tests.text.task_fixtures import CONTEXT, choices, glue, squad, write
 
 WORDS = [
@@ -49,13 +49,14 @@ def finetune(folder, task, *more, out=None):
     return run("finetune", *arguments, "--out", out or folder / "runs" / task, *more)
 
 
-def test_too_little_memory_is_one_line_and_leaves_the_checkpoint(here, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError, CUDARuntimeError])
+def test_too_little_memory_is_one_line_and_leaves_the_checkpoint(here, tmp_path, monkeypatch, error):
     full_at = iter([False, False, True])  # of each step, whether it wants too much
     real = Bert.loss_and_gradients
 
     def loss_and_gradients(*arguments, **options):
         if next(full_at):
-            raise MemoryError("Out of memory allocating 8 bytes")
+            raise error("cudaErrorMemoryAllocation: out of memory")
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
@@ -63,7 +64,7 @@ def test_too_little_memory_is_one_line_and_leaves_the_checkpoint(here, tmp_path,
         done = finetune(here, "sst2", "--epochs", 1, "--batch", 8, out=tmp_path / "run")
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
-    assert "error: not enough memory for --batch 8 sequences: lower --batch" in line and "8 bytes)" in line, line
+    assert "error: not enough memory for --batch 8 sequences: lower --batch" in line and "out of memory)" in line, line
     done = run("finetune", "--resume", tmp_path / "run", "--batch", 8)
     assert done.returncode == 0 and (tmp_path / "run" / "metrics.json").exists(), done.stderr
 

@@ -14,7 +14,7 @@ import pytest
 from minisaobp.commands import pretrain
 from minisaobp.training.adamw import AdamW
 from minisaobp.training.checkpoint import write_checkpoint
-from tests.command_line import refused, run, run_alone
+from tests.command_line import CUDARuntimeError, refused, run, run_alone
 from tests.training.test_training import model_of
 
 SMALL = ["--layers", "2", "--width", "16", "--heads", "2", "--length", "16", "--batch", "4", "--steps", "6"]
@@ -45,10 +45,6 @@ def test_train_records_what_was_asked_for(runs):
     lines = [json.loads(line) for line in (runs / "encoder" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(7))
     assert lines[-1]["held_out_loss"] < lines[0]["held_out_loss"]
-
-
-class CUDARuntimeError(RuntimeError):
-    __module__ = "cupy_backends.cuda.api.runtime"
 
 
 @pytest.mark.parametrize(

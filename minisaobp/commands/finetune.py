@@ -85,13 +85,11 @@ def run(args, fail):
     if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
         fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
     try:
-        finetune_in_folder(
-            asked, model, tokenizer, splits, encoded(asked, splits, tokenizer, length), out, xp, checkpoint, about
-        )
+        examples = encoded(asked, splits, tokenizer, length)
+        with options.enough_memory(asked, fail):
+            finetune_in_folder(asked, model, tokenizer, splits, examples, out, xp, checkpoint, about)
     except (ValueError, FloatingPointError) as error:
         fail(str(error))
-    except MemoryError as error:
-        fail(options.not_enough_memory(asked, error))
     except Interrupted as interrupt:
         print(f"\n{interrupt}\nGo on with: python -m minisaobp finetune --resume {asked['out']}", file=sys.stderr)
         raise

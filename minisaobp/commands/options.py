@@ -1,6 +1,7 @@
 """What several commands accept: kinds of numbers, folders, sizes, and one clear line for what they do not."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -162,13 +163,21 @@ def check_memory(config, batch, length, xp, fail):
         )
 
 
-def not_enough_memory(asked, error):
-    """What is said of a training, of the options `asked`, that the memory cannot hold; error: MemoryError."""
-    length = "" if asked["length"] is None else f" of --length {asked['length']}"  # None: the task's own
-    return (
-        f"not enough memory for --batch {asked['batch']} sequences{length}: lower --batch (and raise --accumulate, for "
-        f"the same steps) or --length; the last checkpoint, if one was written, is intact ({error})"
-    )
+@contextlib.contextmanager
+def enough_memory(asked, fail):
+    """In it a training, of the options `asked`, that the memory cannot hold fails with what to lower."""
+    from ..backend import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        length = "" if asked["length"] is None else f" of --length {asked['length']}"  # None: the task's own
+        fail(
+            f"not enough memory for --batch {asked['batch']} sequences{length}: lower --batch (and raise --accumulate, "
+            f"for the same steps) or --length; the last checkpoint, if one was written, is intact ({error})"
+        )
 
 
 def writable_folder(path, names, fail, what="argument --out"):

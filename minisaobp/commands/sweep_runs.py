@@ -68,12 +68,11 @@ class Runner:
         try:
             if job.task and (problem := line_of(self.study.trained(job, results), results)["failed"]):
                 raise FloatingPointError(f"its model failed: {problem}")
-            with self.in_force(job):
+            memory = options.enough_memory(self.asked(job), lambda problem: self.fail(f"{job.name}: {problem}"))
+            with memory, self.in_force(job):
                 text, curves, measures = (self.tuned if job.task else self.trained)(job, folder, results)
         except ValueError as error:
             self.fail(f"{job.name}: {error}")
-        except MemoryError as error:
-            self.fail(f"{job.name}: {options.not_enough_memory(self.asked(job), error)}")
         except FloatingPointError as error:
             failed, measures, curves = str(error), {}, lines_until(folder / "metrics.jsonl", float("inf"))
             text = None

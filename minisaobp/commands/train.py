@@ -133,11 +133,10 @@ def work(args, fail, add, complete):
     if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
         fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
     try:
-        lines = train_in_folder(asked, text, out, xp, fail, checkpoint, about)
+        with options.enough_memory(asked, fail):
+            lines = train_in_folder(asked, text, out, xp, fail, checkpoint, about)
     except (ValueError, FloatingPointError) as error:
         fail(str(error))
-    except MemoryError as error:
-        fail(options.not_enough_memory(asked, error))
     except Interrupted as interrupt:
         command = f"python -m minisaobp {args.command} --resume {asked['out']}"
         print(f"\n{interrupt}\nGo on with: {command}", file=sys.stderr)

@@ -89,20 +89,24 @@ __device__ __forceinline__ void scale_to_one(REAL (&v)[ITEMS], REAL total) {
     for (int n = 0; n < ITEMS; n++) v[n] *= scale;
 }
 
+// Where the decay is large P / t may be as little as 1e-35, and what it adds to a gradient less than a float's smallest
+// number before 1 - decay makes much of it again. The gradient is as many times what it is meanwhile; a power of 2.
+#define MEANWHILE ((REAL)(1ull << 60))
+
 // Above this a prior is near 1: of two at once, rounded up, the sum would not be 1.
 #define NEAR ((REAL)0.75)
 
 // A row of priors P = scale e. The softmax of scores s has e = exp(s - top), top the largest of them, so that scale is at
 // most 1; it is 0 where a row sees nothing. Where decay = e^-lam makes much of P, a P below a float's smallest normal
-// number counts too: there top is less, and e larger, by what `lift` says. A row that comes as P has scale 1, and as top
-// what its prior near 1 becomes if it is sharp, else 0. Its messages are
+// number counts too: where the decay is large, top is 16 less, and e larger. A row that comes as P has scale 1, and as
+// top what its prior near 1 becomes if it is sharp, else 0. Its messages are
 // t = 1 - (1 - decay) P = (1 - P) + kept e, kept = decay scale: so a small decay = e^-lam does not drown beside the 1.
 struct Row {
     REAL top, scale, kept;
     __device__ __forceinline__ REAL e_of_score(REAL s) const { return quick_exp(s - top); }
     __device__ __forceinline__ REAL e_of_prior(REAL P) const { return P > NEAR && top > 0 ? top : P; }
     __device__ __forceinline__ REAL message(REAL e) const { return not_below_zero(1 - scale * e) + kept * e; }
-    __device__ __forceinline__ static REAL lift(REAL decay) { return decay > (REAL)1e20 ? 16 : 0; }
+    __device__ __forceinline__ static bool large(REAL decay) { return decay > (REAL)1e20; }
 
     // A decay below this, lam above 2, drowns beside the rounding of a P near 1 too. A row that has one is sharp: there
     // 1 - P is what the others have. P becomes what leaves them that, as near as rounding lets it, and what it is off
@@ -126,7 +130,7 @@ __device__ __forceinline__ Row row_of_scores(REAL (&s)[ITEMS], REAL decay) {
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) top = max(top, s[n]);
     top = warp_max(top);
-    Row row = {top == -INFINITY ? 0 : top - Row::lift(decay), 0, 0};
+    Row row = {top == -INFINITY ? 0 : top - (Row::large(decay) ? 16 : 0), 0, 0};
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) { s[n] = QUICK ? row.e_of_score(s[n]) : exp(s[n] - row.top); total += s[n]; }
     total = warp_sum(total);
@@ -480,6 +484,7 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
     Place at(L);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     REAL decay = decays[at.matrix], c = cs[at.matrix], least = faint(decay, CAUSAL, ROWS), x[ROWS][ITEMS];
+    bool large = Row::large(decay);
     if (valid != nullptr) valid += (long long)(at.matrix / heads) * L;
     softmaxes += (long long)at.matrix * L + at.first;
     weights += (long long)at.matrix * L;
@@ -536,6 +541,10 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
             #pragma unroll
             for (int n = 0; n < ITEMS; n++) x[m][n] -= b[n] * left;
         }
+        if (large) {
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) x[m][n] *= MEANWHILE;
+        }
     }
     #pragma unroll
     for (int n = 0; n < ITEMS; n++) {
@@ -567,9 +576,13 @@ __device__ __forceinline__ void gradient(const REAL* __restrict__ dB, const REAL
         total = row.scale * warp_sum(total);
         #pragma unroll
         for (int n = 0; n < ITEMS; n++) x[m][n] -= e[n] * total;
+        if (large) {
+            #pragma unroll
+            for (int n = 0; n < ITEMS; n++) x[m][n] /= MEANWHILE;
+        }
         store_row<FULL>(x[m], ds + at.start + m * L, L, at.has(m, L));
     }
-    taxes = warp_sum(taxes);
+    taxes = warp_sum(taxes) / (large ? MEANWHILE : 1);
     if (LEARNED && lane == 0) tax[blockIdx.x * TEAM + warp] = taxes;
 }
 

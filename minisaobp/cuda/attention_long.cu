@@ -210,9 +210,7 @@ extern "C" __global__ void column_sums(const REAL* dB, const REAL* B, const doub
     }
 }
 
-// Where the decay is large P / t may be as little as 1e-35, and its part in a gradient less than a float's smallest
-// number, before 1 - decay makes much of it again: what it is multiplied by meanwhile, a power of 2.
-__device__ __forceinline__ REAL lift_of(REAL decay) { return decay > (REAL)1e20 ? (REAL)(1ull << 60) : 1; }
+__device__ __forceinline__ REAL lift_of(REAL decay) { return Row::large(decay) ? MEANWHILE : 1; }
 
 // g -> ds, as scores_gradient_in_registers has it; tax: the sum of dlog_t P / t of each row
 extern "C" __global__ void scores_gradient(const REAL* dB, const REAL* B, const REAL* P, const double* rest,
