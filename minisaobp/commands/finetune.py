@@ -85,8 +85,8 @@ def run(args, fail):
     if resume is None and any((out / name).exists() for name in (LATEST, BEFORE)):
         fail(f"argument --out: {asked['out']!r} holds a run; go on with it by --resume {asked['out']}, or name another")
     try:
-        examples = encoded(asked, splits, tokenizer, length)
         with options.enough_memory(asked, fail):
+            examples = encoded(asked, splits, tokenizer, length)
             finetune_in_folder(asked, model, tokenizer, splits, examples, out, xp, checkpoint, about)
     except (ValueError, FloatingPointError) as error:
         fail(str(error))

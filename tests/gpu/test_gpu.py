@@ -778,6 +778,7 @@ def test_commands(tmp_path):
     for arguments in (
         [*train, "--model", "decoder", "--keep-models", "--eval-every", 1, "--out", run],
         [*train, "--precision", "tf32", "--out", encoder],
+        ["train", "--resume", encoder, "--device", "cpu"],
         ["pretrain", *preset, *text, *gpu, "--out", tmp_path / "preset"],
         ["sweep", study, *gpu, "--runs", tmp_path / "runs"],
         ["evaluate", *choice, "--zero-shot", "--checkpoint", run, *gpu],
